@@ -1,0 +1,94 @@
+"""START HERE: the whole of a conversion on one page.
+
+    nn.Module --capture--> Graph --calibrate--> Plan --build--> SpikingNetwork
+
+A conversion decides numbers, and only numbers: thresholds, initial potentials, a neuron model for every site. The
+weights stay as they are, and the caller's model is never touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from transpike.errors import PlanError
+from transpike.graph.batches import inputs_of, peek
+from transpike.graph.capture import Pooling, capture
+from transpike.graph.ir import Graph, Role
+from transpike.methods import Method
+from transpike.network import SpikingNetwork
+from transpike.spiking.plan import Plan
+
+__all__ = ["build", "calibrate", "convert"]
+
+
+def convert(
+    model: nn.Module,
+    method: Method,
+    batches: Any,
+    *,
+    pooling: Pooling = Pooling.RATE,
+    require_spiking: bool = False,
+) -> SpikingNetwork:
+    """Turn a trained network into a spiking one.
+
+    Args:
+        model: any network in eval mode; left as it is.
+        method: how thresholds are chosen, for example ``LTB()``; see `transpike.methods`.
+        batches: calibration data: any iterable of tensors or of pairs (input, target); targets are not used.
+        pooling: where max pooling stands, see `Pooling`.
+        require_spiking: refuse a network with analog operations instead of running them as such.
+
+    Returns:
+        The spiking network; ``transpike.inspect`` says what in it spikes and what does not.
+
+    Raises:
+        CaptureError: the network cannot be converted, with every reason.
+        DataError: the data is empty, of the wrong shape or not finite.
+        PlanError: the method's settings make no sense, or analog operations are refused.
+    """
+    first, batches = peek(batches)
+    graph = capture(model, _example(model, first), pooling=pooling)
+    return build(graph, calibrate(graph, method, batches), require_spiking=require_spiking)
+
+
+def calibrate(graph: Graph, method: Method, batches: Any) -> Plan:
+    """Let ``method`` choose the numbers for ``graph`` on calibration data."""
+    if not callable(getattr(method, "fit", None)):
+        raise PlanError(f"{method!r} is not a method: give an instance such as LTB(), not {type(method).__name__}")
+    if isinstance(method, type):
+        raise PlanError(f"{method.__name__} is a class: give an instance, {method.__name__}()")
+    return method.fit(graph, batches)
+
+
+def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> SpikingNetwork:
+    """The spiking network of a graph and a plan.
+
+    Raises:
+        PlanError: the plan does not fit, or ``require_spiking`` and there are analog operations.
+    """
+    analog = [f"{node.op} in {node.path}" for node in graph.body if node.role in (Role.ANALOG, Role.STEPWISE)]
+    if require_spiking and analog:
+        raise PlanError(
+            f"{graph.name} has {len(analog)} operations that are not spike-driven: {', '.join(analog[:5])}"
+            f"{' ...' if len(analog) > 5 else ''}; replace them in the model, or drop require_spiking"
+        )
+    return SpikingNetwork(graph, plan)
+
+
+def _example(model: nn.Module, batch: Any) -> Any:
+    """The inputs of a batch in the form that `capture` takes: a dict, or as many tensors as the model requires."""
+    import inspect
+
+    if isinstance(batch, dict):
+        return batch
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):
+        return batch[0]
+    if not isinstance(model, nn.Module):
+        return batch
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [
+        p for p in inspect.signature(model.forward).parameters.values() if p.kind in positional and p.default is p.empty
+    ]
+    return tuple(inputs_of(batch, max(1, len(required))))

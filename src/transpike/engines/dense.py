@@ -1,0 +1,125 @@
+"""The dense engine: every operation on all steps of a chunk at once, neurons by a fused kernel (CPU) or step by step.
+
+A `Population` is the neurons of one site for some samples. Its state lives as long as one run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from transpike.engines.kernels import fire
+from transpike.graph.ir import Site
+from transpike.spiking.neurons import step
+from transpike.spiking.plan import SiteParams, expand
+
+__all__ = ["DensePopulation"]
+
+
+class DensePopulation:
+    """Neurons of one site: potentials, spikes sent, and the step that turns currents into spikes."""
+
+    def __init__(self, site: Site, params: SiteParams, samples: int, batch_axis: int, like: torch.Tensor) -> None:
+        self._site, self._params, self._samples, self._axis = site, params, samples, batch_axis
+        self._order = _memory_order(like, batch_axis, len(site.shape))  # axes of one sample, outermost in memory first
+        device, dtype = like.device, like.dtype
+        state = (samples, site.units)
+        self._theta = self._flat(params.threshold).to(device, dtype)
+        self._extra = self._flat(params.current).to(device, dtype)
+        self._v = self._flat(params.v_init).to(device, dtype).expand(state).clone()
+        self._count = torch.zeros(state, device=device, dtype=dtype)
+        self._sent = torch.zeros(state, device=device, dtype=dtype) if params.signed else self._count
+
+    def advance(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor:
+        """Spikes times threshold for ``steps`` steps.
+
+        Args:
+            current: steps x samples along the batch axis; samples only if ``constant``.
+            overwrite: may the memory of ``current`` hold the result?
+        """
+        x = self._units_in_memory_order(current)  # [steps] x samples, units
+        if constant:
+            spikes, drive = torch.empty(steps * self._samples, x.shape[1], dtype=x.dtype, device=x.device), x
+        else:
+            shares = x.data_ptr() == current.data_ptr()
+            spikes, drive = x.clone() if shares and not overwrite else x, None
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+            self._fused(spikes, drive, steps)
+        else:
+            self._stepwise(spikes, drive, steps)
+        return self._logical(spikes, current)
+
+    def spikes(self) -> torch.Tensor:
+        """Spikes of either sign so far. N *site"""
+        return self._per_sample(self._count)
+
+    def net(self) -> torch.Tensor:
+        """Spikes sent less those taken back. N *site"""
+        return self._per_sample(self._sent)
+
+    def membrane(self) -> torch.Tensor:
+        """Membrane potentials, activation units. N *site"""
+        return self._per_sample(self._v)
+
+    def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
+        nothing = np.empty(0, _numpy(spikes).dtype)
+        cap = math.inf if self._params.cap is None else self._params.cap
+        fire(
+            _numpy(spikes),
+            nothing if drive is None else _numpy(drive),
+            _numpy(self._v),
+            _numpy(self._sent) if self._params.signed else nothing,
+            _numpy(self._count),
+            _numpy(self._theta),
+            _numpy(self._extra),
+            steps,
+            self._samples,
+            self._site.units,
+            nothing.dtype.type(cap),
+            self._params.signed,
+        )
+
+    def _stepwise(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
+        frames = spikes.view(steps, self._samples, -1)
+        for frame in frames:
+            current = (frame if drive is None else drive) + self._extra
+            s, self._v, sent = step(self._v, self._sent, current, self._theta, self._params.cap, self._params.signed)
+            self._count = self._count + s.abs()
+            self._sent = sent if self._params.signed else self._count
+            torch.mul(self._theta, s, out=frame)
+
+    def _flat(self, x: torch.Tensor) -> torch.Tensor:
+        """A parameter as one value per unit, in memory order."""
+        return expand(x, self._site).permute(self._order).reshape(-1).contiguous()
+
+    def _units_in_memory_order(self, x: torch.Tensor) -> torch.Tensor:
+        x = _batch_first(x, self._axis, self._site.shape)
+        return x.permute(0, *(axis + 1 for axis in self._order)).contiguous().view(len(x), -1)
+
+    def _per_sample(self, flat: torch.Tensor) -> torch.Tensor:
+        in_memory = flat.view(-1, *(self._site.shape[axis] for axis in self._order))
+        return in_memory.permute(0, *(self._order.index(axis) + 1 for axis in range(len(self._order))))
+
+    def _logical(self, flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Spikes in the shape of the current, with as many frames on the batch axis as there are."""
+        rest = [size for axis, size in enumerate(like.shape) if axis != self._axis]
+        return self._per_sample(flat).reshape(-1, *rest).movedim(0, self._axis)
+
+
+def _batch_first(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """frames, *site; a batch axis that holds several rows per sample gives the site a leading axis."""
+    return x.movedim(axis, 0).reshape(-1, *shape)
+
+
+def _memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, ...]:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
+    if last is not None and batch_axis == 0 and rank == like.dim() - 1 and like.is_contiguous(memory_format=last):
+        return (*range(1, rank), 0)
+    return tuple(range(rank))
+
+
+def _numpy(x: torch.Tensor) -> Any:
+    return x.view(-1).numpy()

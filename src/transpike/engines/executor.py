@@ -1,0 +1,347 @@
+"""The clock: walks the network by chunks of time steps and of samples. State lives and dies here.
+
+What depends on the input alone runs once. Between two neuron layers a chunk is one batch of steps x samples
+(steps outermost). Neurons and the differential combinator carry their state from chunk to chunk, so neither
+the number of steps nor the size of a chunk changes a result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from transpike.engines.dense import DensePopulation
+from transpike.errors import DataError, MemoryBudgetError, SpecError
+from transpike.graph.batches import checked_inputs
+from transpike.graph.interpret import call, channels_last, interpret, overwritable
+from transpike.graph.interpret import frees as find_frees
+from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
+from transpike.graph.roles import HOMOGENEOUS, base_name
+from transpike.spiking.plan import Plan, SiteParams
+
+__all__ = ["ENGINES", "Probe", "Run", "bytes_per_sample", "simulate"]
+
+# called with a node of the body, what it emits for a chunk [steps, samples, ...], the chunk's first step and sample
+Probe = Callable[[Node, torch.Tensor, int, int], None]
+
+
+class Population(Protocol):
+    """The neurons of one site while a run lasts."""
+
+    def advance(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor: ...
+    def spikes(self) -> torch.Tensor: ...
+    def net(self) -> torch.Tensor: ...
+    def membrane(self) -> torch.Tensor: ...
+
+
+NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor], Population]
+
+ENGINES: Mapping[str, NewPopulation] = {"dense": DensePopulation}
+
+_CACHE_BYTES = 4 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a simulation gave.
+
+    Args:
+        steps: number of time steps T.
+        outputs: the read-out of every step, in the network's own output structure; tensors are T N ...
+        spikes: by site, how many spikes (of either sign) each unit of each sample emitted. N *site
+        net: by site, spikes less those taken back; equal to ``spikes`` for unsigned neurons. N *site
+        membranes: by site, the final membrane potentials in activation units. N *site
+    """
+
+    steps: int
+    outputs: Any
+    spikes: Mapping[str, torch.Tensor]
+    net: Mapping[str, torch.Tensor]
+    membranes: Mapping[str, torch.Tensor]
+
+    def readout(self, t: int | None = None, start: int = 0) -> Any:
+        """The mean read-out over steps ``start + 1 .. t``, in the network's own output structure.
+
+        ``o(start, t) = 1 / (t - start) sum_(tau = start + 1)^t y(tau)``
+
+        Raises:
+            DataError: an empty window or one beyond the steps that were run.
+        """
+        t = self.steps if t is None else t
+        if not 0 <= start < t <= self.steps:
+            raise DataError(f"no read-out over steps {start + 1}..{t}: the run has steps 1..{self.steps}, start < t")
+        return map_tree(lambda y: y[start:t].mean(0), self.outputs)
+
+
+def simulate(
+    graph: Graph,
+    plan: Plan,
+    inputs: Sequence[torch.Tensor],
+    steps: int,
+    *,
+    engine: str = "dense",
+    max_memory: int | None = None,
+    chunk: int | None = None,
+    probe: Probe | None = None,
+) -> Run:
+    """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding).
+
+    Args:
+        inputs: one tensor per input of the graph, batch first.
+        max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
+        chunk: time steps per chunk; chosen from the sizes if None.
+        probe: sees what neurons and analog operations emit, chunk by chunk.
+
+    Raises:
+        DataError: wrong shapes, an empty batch, values that are not finite.
+        MemoryBudgetError: ``max_memory`` is too small for even one step of one sample.
+    """
+    if engine not in ENGINES:
+        raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    if steps < 1:
+        raise DataError(f"steps is {steps}: simulate at least one step")
+    inputs = checked_inputs(graph, inputs)
+    program = _Program.of(graph, plan)
+    samples = len(inputs[0])
+    per_chunk, per_run = _chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    parts = []
+    with torch.no_grad():
+        for first in range(0, samples, per_run):
+            some = [x[first : first + per_run] for x in inputs]
+            parts.append(_MicroBatch(program, some, first, ENGINES[engine], probe).run(steps, per_chunk))
+    return _joined(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """What can be known about running a graph before any data is there."""
+
+    graph: Graph
+    plan: Plan
+    params: Mapping[str, torch.Tensor]
+    sites: Mapping[str, Site]
+    own: set[str]  # results whose memory their only reader may reuse
+    body_names: set[str]
+    batch_axes: Mapping[str, int]
+    prefix_frees: list[list[str]]
+    body_frees: list[list[str]]
+
+    @staticmethod
+    def of(graph: Graph, plan: Plan) -> _Program:
+        outputs = set(tree_refs(graph.outputs))
+        for_body = outputs | {name for node in graph.body for name in node.refs()}
+        return _Program(
+            graph,
+            plan,
+            {**graph.params, **plan.params},
+            {site.node: site for site in graph.sites},
+            overwritable(graph.body, graph.outputs),
+            {node.name for node in graph.body},
+            {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
+            find_frees(graph.prefix, for_body),
+            find_frees(graph.body, outputs),
+        )
+
+
+class _MicroBatch:
+    """Some samples on their way through time."""
+
+    def __init__(
+        self, program: _Program, inputs: Sequence[torch.Tensor], first: int, new_population: NewPopulation, probe: Probe | None
+    ) -> None:
+        self._program, self._first_sample, self._new, self._probe = program, first, new_population, probe
+        self._samples, self._device = len(inputs[0]), inputs[0].device
+        self._populations: dict[str, Population] = {}
+        self._averages: dict[str, _RunningMean] = {}
+        self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
+        self._constants: dict[str, Any] = dict(program.params)
+        for value, x in zip(program.graph.inputs, inputs, strict=True):
+            self._constants[value.name] = channels_last(x)
+        interpret(
+            program.graph.prefix,
+            self._constants,
+            lambda node, env: call(node, env, self._samples, self._device),
+            program.prefix_frees,
+        )
+
+    def run(self, steps: int, per_chunk: int) -> Run:
+        graph = self._program.graph
+        names = list(dict.fromkeys(tree_refs(graph.outputs)))
+        read: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for self._done in range(0, steps, per_chunk):
+            self._steps = min(per_chunk, steps - self._done)
+            env = _ChunkValues(self._constants, self._program.batch_axes, self._steps)
+            interpret(graph.body, env, self._handle, self._program.body_frees)
+            for name in names:
+                read[name].append(self._steps_first(name, env[name]))
+        leaves = {name: torch.cat(parts) for name, parts in read.items()}
+        sites = {site.node: site.name for site in graph.sites}
+        return Run(
+            steps,
+            map_tree(lambda leaf: leaves[leaf.name], graph.outputs),
+            {sites[node]: p.spikes() for node, p in self._populations.items()},
+            {sites[node]: p.net() for node, p in self._populations.items()},
+            {sites[node]: p.membrane() for node, p in self._populations.items()},
+        )
+
+    def _handle(self, node: Node, env: Mapping[str, Any]) -> Any:
+        if node.role is Role.NEURON:
+            result = self._fire(node, env)
+        elif node.role is Role.ANALOG:
+            result = self._differential(node, env)
+        else:
+            result = self._add_in_place(node, env)
+            return call(node, env, self._steps * self._samples, self._device) if result is None else result
+        if self._probe is not None:
+            self._probe(node, self._steps_first(node.name, result), self._done, self._first_sample)
+        return result
+
+    def _fire(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+        site, source, axis = self._program.sites[node.name], node.args[0].name, node.batch_axis
+        assert axis is not None, "neurons have a batch axis (checked at capture)"
+        constant = source in self._constants  # direct encoding: the same current at every step, not repeated
+        current = self._constants[source] if constant else env[source]
+        population = self._populations.get(node.name)
+        if population is None:
+            population = self._new(site, self._program.plan.sites[site.name], self._samples, axis, current)
+            self._populations[node.name] = population
+        return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
+
+    def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+        average = self._averages.setdefault(node.name, _RunningMean(base_name(node.op) in HOMOGENEOUS))
+        varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.body_names]
+        means = {}
+        for name in varying:
+            means[name] = torch.empty_like(env[name])
+            average.add(name, self._steps_first(name, env[name]), self._steps_first(name, means[name]), self._done)
+        total = call(node, ChainMap(means, env), self._steps * self._samples, self._device)  # type: ignore[arg-type]
+        change = torch.empty_like(total)
+        average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
+        return change
+
+    def _add_in_place(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor | None:
+        """A residual sum into the memory of the operand that nobody else reads, None where that cannot be."""
+        if node.op != "aten.add.Tensor" or node.kwargs or not all(isinstance(arg, Ref) for arg in node.args):
+            return None
+        a, b = (env[arg.name] for arg in node.args)
+        for mine, other, ref in ((a, b, node.args[0]), (b, a, node.args[1])):
+            if ref.name in self._program.own and mine.shape == other.shape and mine.dtype == other.dtype:
+                return mine.add_(other)
+        return None
+
+    def _steps_first(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """A view with the steps as first axis and samples on the batch axis. T ... N ..."""
+        axis = self._program.batch_axes[name]
+        return x.unflatten(axis, (self._steps, -1)).movedim(axis, 0)
+
+
+class _ChunkValues(dict[str, Any]):
+    """Values of a chunk; what was computed once is repeated for every step when it is read."""
+
+    def __init__(self, constants: Mapping[str, Any], batch_axes: Mapping[str, int], steps: int) -> None:
+        super().__init__()
+        self._constants, self._batch_axes, self._steps = constants, batch_axes, steps
+
+    def __missing__(self, name: str) -> Any:
+        value, axis = self._constants[name], self._batch_axes.get(name)
+        if axis is None or not isinstance(value, torch.Tensor):
+            return value
+        sizes = [-1] * (value.dim() + 1)
+        sizes[axis] = self._steps
+        return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
+
+
+class _RunningMean:
+    """State of the differential combinator for one operation (see `transpike.spiking.neurons.differential`)."""
+
+    def __init__(self, homogeneous: bool) -> None:
+        self._homogeneous = homogeneous  # works on sums instead of means
+        self._sums: dict[str, torch.Tensor] = {}
+        self._before: torch.Tensor | None = None
+
+    def add(self, name: str, x: torch.Tensor, out: torch.Tensor, done: int) -> None:
+        """Write the mean (or sum) over all steps so far into ``out``, for every step of the chunk. T ..."""
+        total = self._sums.get(name)
+        for k, frame in enumerate(x):
+            total = frame.clone() if total is None else total + frame
+            torch.div(total, 1 if self._homogeneous else done + k + 1, out=out[k])
+        assert total is not None
+        self._sums[name] = total
+
+    def differences(self, total: torch.Tensor, out: torch.Tensor, done: int) -> None:
+        """Write ``t f_t - (t-1) f_(t-1)`` into ``out`` (with sums: ``f_t - f_(t-1)``). T ..."""
+        for k, frame in enumerate(total):
+            now = frame.clone() if self._homogeneous else frame * (done + k + 1)
+            torch.sub(now, torch.zeros_like(now) if self._before is None else self._before, out=out[k])
+            self._before = now
+
+
+def _joined(parts: Sequence[Run]) -> Run:
+    """The runs of some samples as one."""
+    if len(parts) == 1:
+        return parts[0]
+    flat = [list(_leaves(part.outputs)) for part in parts]
+    batches = iter([torch.cat(leaf, dim=1) for leaf in zip(*flat, strict=True)])
+
+    def together(key: str) -> dict[str, torch.Tensor]:
+        return {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in parts[0].spikes}
+
+    outputs = map_tree(lambda _: next(batches), parts[0].outputs)
+    return Run(parts[0].steps, outputs, together("spikes"), together("net"), together("membranes"))
+
+
+def _leaves(tree: Any) -> Iterator[torch.Tensor]:
+    collected: list[torch.Tensor] = []
+    map_tree(collected.append, tree)
+    return iter(collected)
+
+
+def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
+    """What a run holds for one sample from its first step to its last: state, results, the constant part."""
+    state = sum(site.units * (3 if plan.sites[site.name].signed else 2) for site in graph.sites)
+    nodes = {node.name: node for node in graph.nodes}
+    for node in graph.body:
+        if node.role is Role.ANALOG:
+            state += node.numel() + sum(nodes[name].numel() for name in node.refs() if name in nodes)
+    read = {name for node in graph.body for name in node.refs()}
+    state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
+    state += sum(math.prod(value.shape) for value in graph.inputs)
+    state += 2 * steps * sum(nodes[name].numel() for name in tree_refs(graph.outputs) if name in nodes)
+    return state * itemsize
+
+
+def bytes_per_frame(graph: Graph, itemsize: int = 4) -> int:
+    """Peak of what one step of one sample needs while it passes through the body (results and scratch space)."""
+    sizes = {node.name: node.numel() for node in graph.nodes}
+    live = peak = 0
+    for node, dead in zip(graph.body, find_frees(graph.body, set(tree_refs(graph.outputs))), strict=True):
+        live += sizes[node.name]
+        scratch = sizes[node.name] + sum(sizes.get(name, 0) for name in node.refs())  # libraries reorder operands
+        peak = max(peak, live + (2 * scratch if node.role is Role.ANALOG else scratch))
+        live -= sum(sizes[name] for name in dead)
+    return peak * itemsize
+
+
+def _chunking(
+    graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
+) -> tuple[int, int]:
+    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``."""
+    largest = max((node.numel() for node in graph.body), default=1) * itemsize
+    frames = max(1, _CACHE_BYTES // max(largest, 1))
+    if max_memory is not None:
+        held, frame = samples * bytes_per_sample(graph, plan, steps, itemsize), bytes_per_frame(graph, itemsize)
+        if held + frame > max_memory:
+            fitting = max(0, (max_memory - frame) // max(1, held // samples))
+            raise MemoryBudgetError(
+                f"{graph.name}: {samples} samples x {steps} steps hold {held >> 20} MiB and one step {frame >> 20} MiB, "
+                f"more than max_memory = {max_memory >> 20} MiB: "
+                + (f"give at most {fitting} samples at a time" if fitting else "allow more memory, or use smaller inputs")
+            )
+        frames = max(1, min(frames, (max_memory - held) // max(1, frame)))
+    per_chunk = min(steps, frames) if chunk is None else min(steps, chunk)
+    return per_chunk, max(1, min(samples, frames // per_chunk))

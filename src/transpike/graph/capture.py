@@ -1,0 +1,364 @@
+"""From an `nn.Module` and an example to a `Graph`: the only file that knows torch.export.
+
+The module is exported once with a dynamic batch and made functional (no in-place operation, no alias is left).
+Whatever would make a conversion silently wrong is refused here, all of it at once, before any data is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node as FxNode
+from torch.utils import _pytree as pytree
+
+from transpike.errors import CaptureError
+from transpike.graph import passes
+from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
+from transpike.graph.probe import mixing_problems
+from transpike.graph.roles import NO_OPS, base_name
+
+__all__ = ["Pooling", "capture"]
+
+Pooling = passes.Pooling
+
+_STATEFUL_NORMS = ("aten._native_batch_norm_legit_functional", "aten._native_batch_norm_legit", "aten.native_batch_norm")
+
+
+def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) -> Graph:
+    """Trace ``model`` on ``example`` and normalise the result.
+
+    Args:
+        model: any network in eval mode. It is left exactly as it is: weights, mode, hooks.
+        example: one batch of its input: a tensor (N first), a tuple of tensors, or a dict of keyword tensors.
+        pooling: where max pooling stands, see `Pooling`.
+
+    Returns:
+        The graph, with weights of its own (copies), batch norm folded, sites named.
+
+    Raises:
+        CaptureError: with every reason found, one line each.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> [site.name for site in capture(net, torch.zeros(2, 4)).sites]
+        ['1#1']
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(type(model).__name__, ["it is not a torch.nn.Module: pass the network itself"])
+    name = type(model).__name__
+    args, kwargs = _arguments(name, example)
+    problems = [*_input_problems(args, kwargs), *_model_problems(model)]
+    if problems:
+        # look on for further problems in a copy that is fit to be traced, so that all are reported at once
+        args, kwargs = pytree.tree_map(_as_float, (args, kwargs))
+        model = copy.deepcopy(model).eval()
+    model, args, kwargs = _at_least_single_precision(model, args, kwargs)
+    pair = pytree.tree_map(_two_samples, (args, kwargs))
+    program, export_problems = _export(model, *pair)
+    if program is None:
+        raise CaptureError(name, problems + export_problems)
+    graph, translation_problems = _translate(program, name, *pair)
+    problems += translation_problems
+    if problems:
+        raise CaptureError(name, problems)
+    graph = passes.normalise(graph, pooling)
+    problems += mixing_problems(graph, _flat(*pair))
+    if problems:
+        raise CaptureError(name, problems)
+    return graph
+
+
+def _arguments(name: str, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        args, kwargs = (), dict(example)
+    else:
+        args, kwargs = tuple(example) if isinstance(example, (tuple, list)) else (example,), {}
+    strangers = {type(x).__name__ for x in (*args, *kwargs.values()) if not isinstance(x, torch.Tensor)}
+    if strangers or not (args or kwargs):
+        what = ", ".join(sorted(strangers)) or "nothing"
+        raise CaptureError(name, [f"the example holds {what}: give a tensor, a tuple or a dict of tensors, batch first"])
+    return args, kwargs
+
+
+def _input_problems(args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]) -> list[str]:
+    problems = []
+    for key, x in [*enumerate(args), *kwargs.items()]:
+        if not x.is_floating_point():
+            problems.append(f"input {key} has dtype {x.dtype}: spikes carry real values; convert it to float or embed it first")
+        if x.dim() == 0 or x.shape[0] == 0:
+            problems.append(f"input {key} has shape {tuple(x.shape)}: the first axis must be a batch of at least one sample")
+    return problems
+
+
+def _model_problems(model: nn.Module) -> list[str]:
+    problems = []
+    if model.training:
+        problems.append("the model is in training mode: call model.eval() first")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            problems.append(f"parameter {name} has NaN or infinite values: load sound weights")
+    return problems
+
+
+def _as_float(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.float()
+
+
+def _two_samples(x: torch.Tensor) -> torch.Tensor:
+    """The first two samples, the first one twice if it is alone: torch.export takes a batch of 1 for a constant."""
+    x = x.detach()
+    return torch.cat([x[:2], x[:1]])[:2] if x.dim() and len(x) else x
+
+
+def _at_least_single_precision(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
+    """Half-precision networks are simulated in float32: membranes add up many small currents."""
+    half = (torch.float16, torch.bfloat16)
+    if any(p.dtype in half for p in model.parameters()):
+        model = copy.deepcopy(model).float()
+    return (model, *pytree.tree_map(lambda x: x.float() if x.dtype in half else x, (args, kwargs)))
+
+
+def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram | None, list[str]]:
+    batch = Dim("batch", min=1)
+    shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            dynamic = {**dict(zip(_parameter_names(model), shapes[0], strict=False)), **shapes[1]} if kwargs else shapes[0]
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            return program.run_decompositions({}), []
+    except Exception as error:  # torch.export has no closed list of what it raises
+        return None, [_explain(error)]
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+def _parameter_names(model: nn.Module) -> list[str]:
+    import inspect
+
+    return [p.name for p in inspect.signature(model.forward).parameters.values()]
+
+
+def _explain(error: Exception) -> str:
+    """One line that names the cause that users can mend."""
+    text = str(error)
+    where = ""
+    for line in text.splitlines():
+        if ".py" in line and "torch/" not in line and ("File" in line or "(" in line):
+            where = f" (at {line.strip()})"
+            break
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in text or "UserError" in kind and "control flow" in text:
+        return f"control flow that depends on the data{where}: replace `if`/`while` on tensor values by torch.where"
+    if "ConstraintViolation" in kind or "specializ" in text or "Constraints violated" in text:
+        return "the batch size is fixed inside the model (a shape like view(2, -1)): use x.shape[0] or flatten(1)"
+    first = next((line for line in text.splitlines() if line.strip()), kind)
+    return f"torch.export cannot trace it: {kind}: {first[:300]}{where}"
+
+
+def _flat(args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [*args, *kwargs.values()]
+
+
+def _translate(
+    program: ExportedProgram, name: str, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]
+) -> tuple[Graph, list[str]]:
+    """From the exported program to our own nodes; also the reasons why it cannot be done."""
+    problems: list[str] = []
+    signature = program.graph_signature
+    tensors = {**program.state_dict, **program.constants}
+    keys = [*range(len(args)), *kwargs]
+    inputs: list[Input] = []
+    params: dict[str, torch.Tensor] = {}
+    names: dict[str, str] = {}  # fx name -> our name of inputs and parameters
+    fx_nodes = {node.name: node for node in program.graph.nodes}
+    for spec in signature.input_specs:
+        fx_name = spec.arg.name
+        if spec.kind is InputKind.USER_INPUT:
+            if not isinstance(fx_nodes[fx_name].meta.get("val"), torch.Tensor):
+                continue
+            x = _flat(args, kwargs)[len(inputs)]
+            names[fx_name] = f"input:{keys[len(inputs)]}"
+            inputs.append(Input(names[fx_name], keys[len(inputs)], tuple(x.shape[1:]), x.dtype))
+        elif spec.target is not None and spec.target in tensors:
+            names[fx_name] = spec.target
+            params[spec.target] = tensors[spec.target].detach().clone(memory_format=torch.contiguous_format)
+    mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if mutated:
+        problems.append(
+            f"the model changes its own state or input in forward ({', '.join(sorted(map(str, mutated))[:3])}): "
+            "a converted network has no such memory; freeze it or take it out"
+        )
+    nodes: list[Node] = []
+    random: Counter[str] = Counter()
+    stateful: list[str] = []
+    for fx in program.graph.nodes:
+        if fx.op != "call_function" or _is_symbolic(fx.meta.get("val")) or not _is_data(fx):
+            continue
+        op = _op_name(fx)
+        path = _module_path(fx)
+        if not isinstance(fx.target, torch._ops.OpOverload) and op != "getitem":
+            problems.append(f"{op} in {path or 'the model'}: control flow inside the graph; write it with tensor operations")
+            continue
+        if _is_random(fx, op):
+            random[f"{op} in {path or 'the model'}"] += 1
+        if base_name(op) in _STATEFUL_NORMS:
+            stateful.append(path)
+        try:
+            shape = _shape(fx.meta.get("val"))
+            filled = _filled(fx, op)
+            if filled is not None:  # reads only the shape of its input: no dependence on the data
+                op, arguments = "aten.full.default", (list(shape or ()), filled)
+                options: dict[str, Any] = {"dtype": fx.meta["val"].dtype, "device": DeviceSlot()}
+            else:
+                arguments, options = _encode(fx.args, names), _encode(fx.kwargs, names)
+        except ValueError as error:
+            problems.append(f"{op} in {path or 'the model'}: {error}")
+            continue
+        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, _label(fx)))
+    if stateful:
+        some = ", ".join(stateful[:3]) + (f" and {len(stateful) - 3} more" if len(stateful) > 3 else "")
+        problems.append(f"normalisation by batch statistics (training mode) in {some}: call .eval() on it")
+    for what, count in random.items():
+        times = "" if count == 1 else f" ({count} times)"
+        problems.append(f"random operation {what}{times}: the same input must give the same output; remove it or call .eval()")
+    returned = [_encode(arg, names) for arg in next(n for n in program.graph.nodes if n.op == "output").args[0]]
+    outputs, output_problems = _user_structure(program, returned, signature)
+    problems += output_problems
+    for node in nodes:
+        if node.name in set(tree_refs(outputs)):
+            value = fx_nodes[node.name].meta["val"]
+            if not value.is_floating_point():
+                problems.append(f"output {node.op} has dtype {value.dtype}: return the logits, not class numbers")
+    graph = Graph(name, tuple(inputs), (), tuple(nodes), outputs, (), params)
+    return graph, problems
+
+
+def _user_structure(program: ExportedProgram, returned: list[Any], signature: Any) -> tuple[Any, list[str]]:
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    offset = len(returned) - spec.num_leaves  # mutated buffers come first
+    leaves = returned[offset:]
+    outputs = _plain(pytree.tree_unflatten(leaves, spec))
+    wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Ref)]
+    problems = [f"it returns {', '.join(wrong)} beside tensors: return tensors only"] if wrong else []
+    if not leaves:
+        problems.append("it returns nothing: return a tensor, or a tuple, list or dict of tensors")
+    return outputs, problems
+
+
+def _plain(tree: Any) -> Any:
+    """The user's structure in tuples, lists and dicts (named tuples become tuples)."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_plain(value) for value in tree)
+    return [_plain(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _is_random(fx: FxNode, op: str) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(fx.target, "tags", ()):
+        return False
+    if base_name(op) == "aten.scaled_dot_product_attention":
+        return (fx.args[4] if len(fx.args) > 4 else fx.kwargs.get("dropout_p", 0.0)) != 0.0
+    return not (base_name(op) in NO_OPS and fx.args[-1] is False)  # dropout(x, p, train=False)
+
+
+def _filled(fx: FxNode, op: str) -> Any:
+    """The value that ``new_full``, ``zeros_like`` and their kin fill a tensor with, None for other operations."""
+    base = base_name(op)
+    if base in ("aten.new_full", "aten.full_like"):
+        return fx.args[-1]
+    zeros, ones = ("zeros", "empty"), ("ones",)
+    for value, kinds in ((0, zeros), (1, ones)):
+        if base in {f"aten.new_{kind}" for kind in kinds} | {f"aten.{kind}_like" for kind in kinds}:
+            return value
+    return None
+
+
+def _is_data(fx: FxNode) -> bool:
+    return isinstance(fx.meta.get("val"), (torch.Tensor, tuple, list))
+
+
+def _op_name(fx: FxNode) -> str:
+    return str(fx.target) if isinstance(fx.target, torch._ops.OpOverload) else getattr(fx.target, "__name__", str(fx.target))
+
+
+def _module_path(fx: FxNode) -> str:
+    """The path of the innermost module that made the call."""
+    stack = list((fx.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def _label(fx: FxNode) -> str:
+    """What a call is named after: its activation module, or the calling module and the function."""
+    stack = list((fx.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    if "torch.nn.modules.activation." in str(kind):
+        return path
+    return f"{path}.{_short(fx)}" if path else _short(fx)
+
+
+def _short(fx: FxNode) -> str:
+    return _op_name(fx).split(".")[1] if "." in _op_name(fx) else _op_name(fx)
+
+
+def _batch_multiple(size: Any) -> int | BatchSize:
+    """A size as a number or a multiple of the batch."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    if not symbols:
+        return int(expression)
+    if len(symbols) == 1:
+        trials = [(n, expression.subs(symbols[0], n)) for n in (2, 3, 5, 12)]
+        times = int(trials[0][1]) // 2
+        if all(value == times * n for n, value in trials):
+            return BatchSize(times)
+    raise ValueError(f"the size {expression} is not a multiple of the batch")
+
+
+def _shape(value: Any) -> tuple[int | BatchSize, ...] | None:
+    if not isinstance(value, torch.Tensor):
+        return None
+    shape = tuple(_batch_multiple(size) for size in value.shape)
+    if sum(isinstance(size, BatchSize) for size in shape) > 1:
+        raise ValueError(f"its result {list(value.shape)} has the batch on two axes: samples would influence each other")
+    return shape
+
+
+def _encode(value: Any, names: Mapping[str, str]) -> Any:
+    """An fx argument as literals, `Ref`, `BatchSize` and `DeviceSlot`."""
+    if isinstance(value, FxNode):
+        if _is_symbolic(value.meta.get("val")):
+            return _batch_multiple(value.meta["val"])
+        return Ref(names.get(value.name, value.name))
+    if isinstance(value, (torch.SymInt,)):
+        return _batch_multiple(value)
+    if isinstance(value, torch.device):
+        return DeviceSlot()
+    if isinstance(value, Mapping):
+        return {key: _encode(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encode(item, names) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_encode(item, names) for item in value)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_encode(item, names) for item in value]
+    return value

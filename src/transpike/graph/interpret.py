@@ -1,0 +1,127 @@
+"""Run nodes one after another: the one place where captured operations are really called."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Node, Ref, Role, Site, map_tree, tree_refs
+from transpike.graph.roles import AFFINE
+
+__all__ = ["Handler", "call", "channels_last", "forward", "frees", "interpret", "overwritable"]
+
+Handler = Callable[[Node, Mapping[str, Any]], Any]
+
+
+def affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """``x * scale + shift`` with the channels of ``x`` on axis 1."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+@cache
+def function(op: str) -> Callable[..., Any]:
+    """The callable behind an operation's name."""
+    if op == "getitem":
+        return operator.getitem
+    if op == AFFINE:
+        return affine
+    namespace, name, *overload = op.split(".")
+    packet = getattr(getattr(torch.ops, namespace), name)
+    return getattr(packet, overload[0]) if overload else packet
+
+
+def resolve(value: Any, env: Mapping[str, Any], batch: int, device: torch.device) -> Any:
+    """Replace references by values, `BatchSize` by numbers and `DeviceSlot` by the device."""
+    if isinstance(value, Ref):
+        return env[value.name]
+    if isinstance(value, BatchSize):
+        return value.times * batch
+    if isinstance(value, DeviceSlot):
+        return device
+    if isinstance(value, (list, tuple)):
+        return type(value)(resolve(item, env, batch, device) for item in value)
+    return value
+
+
+def frees(nodes: Sequence[Node], keep: set[str]) -> list[list[str]]:
+    """After each node, the names among the nodes' results that nobody reads any more."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        last[node.name] = i
+        last.update(dict.fromkeys((name for name in node.refs() if name in last), i))
+    after: list[list[str]] = [[] for _ in nodes]
+    for name, i in last.items():
+        if name not in keep:
+            after[i].append(name)
+    return after
+
+
+def call(node: Node, env: Mapping[str, Any], batch: int, device: torch.device) -> Any:
+    """The operation of ``node`` on the values in ``env``."""
+    args = [resolve(arg, env, batch, device) for arg in node.args]
+    kwargs = {key: resolve(arg, env, batch, device) for key, arg in node.kwargs.items()}
+    result = function(node.op)(*args, **kwargs)
+    return result if node.index is None else result[node.index]
+
+
+def interpret(
+    nodes: Sequence[Node], env: MutableMapping[str, Any], handle: Handler, free: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Run ``nodes`` in order, results into ``env``; ``handle`` computes each node, ``free`` says what to drop after it."""
+    for i, node in enumerate(nodes):
+        env[node.name] = handle(node, env)
+        if free is not None:
+            for name in free[i]:
+                del env[name]
+
+
+def overwritable(nodes: Sequence[Node], outputs: Any) -> set[str]:
+    """Names of results that exactly one operation reads and that share no memory with another value."""
+    count: dict[str, int] = {}
+    for node in nodes:
+        for name in node.refs():
+            count[name] = count.get(name, 0) + 1
+    read_once = {name for name, times in count.items() if times == 1} - set(tree_refs(outputs))
+    return {node.name for node in nodes if node.name in read_once and node.role is Role.LINEAR}
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The same values with channels innermost in memory, which is faster for convolutions."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
+
+
+def forward(
+    graph: Graph, inputs: Sequence[torch.Tensor], at_site: Callable[[Site, torch.Tensor], torch.Tensor] | None = None
+) -> Any:
+    """The captured ANN on one batch, in the user's output structure.
+
+    ``at_site(site, z)`` may take the place of the rectifiers: it gets the pre-activation (N *site), may
+    overwrite it, and returns what the next layer sees.
+    """
+    own = overwritable(graph.nodes, graph.outputs)
+    sites = {site.node: site for site in graph.sites}
+
+    batch, device = len(inputs[0]), inputs[0].device
+
+    def handle(node: Node, env: Mapping[str, Any]) -> Any:
+        site = sites.get(node.name)
+        if site is None or at_site is None:
+            return call(node, env, batch, device)
+        source, axis = node.args[0].name, node.batch_axis
+        assert axis is not None
+        z = env[source] if source in own else env[source].clone()
+        moved = z.movedim(axis, 0)
+        return at_site(site, moved.reshape(-1, *site.shape)).reshape(moved.shape).movedim(0, axis)
+
+    env: dict[str, Any] = dict(graph.params)
+    env.update((value.name, channels_last(x)) for value, x in zip(graph.inputs, inputs, strict=True))
+    keep = set(tree_refs(graph.outputs))
+    with torch.no_grad():
+        interpret(graph.nodes, env, handle, frees(graph.nodes, keep))
+    return map_tree(lambda leaf: env[leaf.name], graph.outputs)

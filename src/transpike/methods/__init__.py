@@ -1,0 +1,37 @@
+"""How the numbers are chosen: one method a file, found by a scan of this folder.
+
+A method is a frozen dataclass whose fields are its settings, with ``fit(graph, batches, plan=None) -> Plan``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from transpike.graph.ir import Graph
+from transpike.spiking.plan import Plan
+
+__all__ = ["Method", "available"]
+
+
+class Method(Protocol):
+    """Looks at a graph and calibration batches, returns a plan; one that refines another takes its plan."""
+
+    def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan: ...
+
+
+def available() -> dict[str, type[Any]]:
+    """Every method by its class name."""
+    found: dict[str, type[Any]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for value in vars(module).values():
+            if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__:
+                if callable(getattr(value, "fit", None)):
+                    found[value.__name__] = value
+    return dict(sorted(found.items()))

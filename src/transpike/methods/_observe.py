@@ -1,0 +1,112 @@
+"""What every method does before and after its own idea: watch the ANN, and turn thresholds into a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from transpike.errors import PlanError
+from transpike.graph.batches import Batches
+from transpike.graph.interpret import forward
+from transpike.graph.ir import Graph, Site
+from transpike.spiking.plan import Granularity, Plan, SiteParams, versions, weights_hash
+
+__all__ = ["collapse", "rectify", "reduced_axes", "settings", "to_plan", "watch"]
+
+
+def rectify(site: Site, z: torch.Tensor) -> torch.Tensor:
+    """The site's activation function, in place."""
+    return z.clamp_(min=0) if site.ceiling is None else z.clamp_(0, site.ceiling)
+
+
+def watch(graph: Graph, batches: Iterable[Any], look: Callable[[Site, torch.Tensor], None]) -> int:
+    """Show every site's activations (N *site) of every batch to ``look``; returns the number of samples."""
+
+    def at_site(site: Site, z: torch.Tensor) -> torch.Tensor:
+        a = rectify(site, z)
+        look(site, a)
+        return a
+
+    batches = batches if isinstance(batches, Batches) else Batches(graph, batches)
+    for inputs in batches:
+        forward(graph, inputs, at_site)
+    return batches.samples
+
+
+def reduced_axes(site: Site, granularity: Granularity) -> tuple[int, ...]:
+    """The axes of N *site that share a threshold."""
+    if granularity is Granularity.UNIT:
+        return (0,)
+    everything = range(len(site.shape) + 1)
+    return tuple(axis for axis in everything if granularity is Granularity.LAYER or axis != site.channel_axis + 1)
+
+
+def collapse(site: Site, x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+    """Activations (N *site) as outer x groups x inner, where a group shares a threshold; a view where possible."""
+    if granularity is Granularity.LAYER:
+        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+        return x.permute(order).reshape(-1, 1, 1)
+    if granularity is Granularity.UNIT:
+        return x.reshape(len(x), -1, 1)
+    axis = site.channel_axis + 1
+    if x.dim() > 2 and x.stride(axis) == 1:  # channels innermost in memory
+        return x.movedim(axis, -1).reshape(-1, site.channels, 1)
+    return x.reshape(x.shape[:axis].numel(), site.channels, -1)
+
+
+def settings(method: Any) -> dict[str, Any]:
+    """A method's fields, ready for JSON."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"method": type(value).__name__, **settings(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return getattr(value, "value", value)
+
+    return {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method)}
+
+
+def to_plan(
+    method: Any,
+    graph: Graph,
+    thresholds: Mapping[str, torch.Tensor],
+    samples: int,
+    notes: Iterable[str] = (),
+) -> Plan:
+    """A plan with the method's ``v_init``, ``cap`` and ``signed`` for every site.
+
+    A group that never was active has threshold 0: it gets the largest threshold of its site, so that it neither
+    fires on noise nor saturates, and is noted. A clipped rectifier (ReLU6) caps the threshold at
+    ceiling / cap, so that the neuron's highest rate is the clip.
+    """
+    if not 0 <= method.v_init <= 1:
+        raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
+    sites, dead_notes = {}, []
+    for site in graph.sites:
+        threshold = thresholds[site.name].reshape(_threshold_shape(site, thresholds[site.name]))
+        dead = threshold <= 0
+        if bool(dead.any()):
+            fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones((), dtype=threshold.dtype)
+            threshold = torch.where(dead, fallback, threshold)
+            dead_notes.append(f"{site.name}: {int(dead.sum())} of {dead.numel()} never active on the calibration data")
+        if site.ceiling is not None:
+            threshold = threshold.clamp(max=site.ceiling / (method.cap or 1))
+        sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=method.cap, signed=method.signed)
+    metadata = {
+        "method": type(method).__name__,
+        "settings": settings(method),
+        "samples": samples,
+        "weights": weights_hash(graph),
+        "versions": versions(),
+    }
+    return Plan(sites, {}, metadata, (*notes, *dead_notes)).validate(graph)
+
+
+def _threshold_shape(site: Site, threshold: torch.Tensor) -> tuple[int, ...]:
+    if threshold.numel() == 1 and site.units > 1 and site.channels > 1:
+        return ()
+    return (site.channels,) if threshold.numel() == site.channels else site.shape

@@ -1,0 +1,152 @@
+"""The converted network: a graph and a plan as one `nn.Module` that drops into existing evaluation code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from transpike.engines import executor
+from transpike.engines.executor import Probe, Run
+from transpike.errors import DataError
+from transpike.graph.batches import inputs_of
+from transpike.graph.ir import Graph
+from transpike.spiking.plan import Plan
+
+__all__ = ["SpikingNetwork", "simulate"]
+
+_SEPARATOR = "/"  # buffer names may hold no dots
+
+
+class SpikingNetwork(nn.Module):
+    """A spiking network. Calling it simulates ``steps`` steps and returns the mean read-out.
+
+    The output has the structure of the original network's (tensor, tuple, list or dict). Nothing is kept from call
+    to call, so there is nothing to reset. Weights and plan are buffers: ``.to(device)``, ``state_dict`` and
+    ``copy.deepcopy`` work as for any module.
+
+    Args:
+        graph: the captured network. plan: its numbers.
+        steps: time steps of a call. start: steps that the read-out leaves out (delayed evaluation).
+        engine, max_memory: as for `simulate`.
+
+    Raises:
+        PlanError: the plan does not fit the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        *,
+        steps: int = 32,
+        start: int = 0,
+        engine: str = "dense",
+        max_memory: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.steps, self.start, self.engine, self.max_memory = steps, start, engine, max_memory
+        self._graph, self._plan = graph, plan.validate(graph)
+        self._weights, self._numbers = nn.Module(), nn.Module()
+        for module, tensors in ((self._weights, graph.params), (self._numbers, plan.tensors())):
+            for name, tensor in tensors.items():
+                module.register_buffer(name.replace(".", _SEPARATOR + _SEPARATOR), tensor.detach().clone())
+        self.eval()
+        self._bind()
+
+    @property
+    def graph(self) -> Graph:
+        """The captured network with the current weights."""
+        return self._graph
+
+    @property
+    def plan(self) -> Plan:
+        """The numbers of the conversion."""
+        return self._plan
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The mean read-out over steps ``start + 1 .. steps``."""
+        x = kwargs or (args[0] if len(args) == 1 else args)
+        return simulate(self, x, self.steps, engine=self.engine, max_memory=self.max_memory).readout(start=self.start)
+
+    def save(self, path: Path | str) -> Path:
+        """Write everything to one file that needs neither pickle nor the original class, see `transpike.load`.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        from transpike.artifact import save
+
+        return save(self, path)
+
+    def extra_repr(self) -> str:
+        method = self._plan.metadata.get("method", "?")
+        return f"{self._graph.name}, {len(self._graph.sites)} sites, method={method}, steps={self.steps}"
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SpikingNetwork:
+        super()._apply(fn, recurse)
+        self._bind()
+        return self
+
+    def _bind(self) -> None:
+        """Let graph and plan hold the module's own buffers."""
+
+        def names(module: nn.Module) -> dict[str, torch.Tensor]:
+            return {name.replace(_SEPARATOR + _SEPARATOR, "."): x for name, x in module.named_buffers()}
+
+        weights = names(self._weights)
+        inputs = self._graph.inputs
+        floats = {x.dtype for x in weights.values() if x.is_floating_point()}
+        if len(floats) == 1:  # .double() moves the inputs' type too
+            inputs = tuple(replace(value, dtype=next(iter(floats))) for value in inputs)
+        self._graph = replace(self._graph, params=weights, inputs=inputs)
+        self._plan = self._plan.with_tensors(names(self._numbers))
+
+
+def simulate(
+    net: SpikingNetwork,
+    x: Any,
+    steps: int = 32,
+    *,
+    engine: str = "dense",
+    max_memory: int | None = None,
+    chunk: int | None = None,
+    probe: Probe | None = None,
+) -> Run:
+    """Run the network for ``steps`` time steps on a batch; the input is presented unchanged at every step.
+
+    Args:
+        x: a tensor N ..., a tuple or dict of tensors for several inputs, or a pair (input, target).
+        steps: time steps T.
+        engine: "dense".
+        max_memory: bytes that activations, state and results may take together, None: no limit.
+        chunk: steps that go through the network at once; changes speed and memory, never a spike.
+
+    Returns:
+        `Run` with the read-out of every step, spike counts and final membrane potentials.
+
+    Raises:
+        DataError: wrong shapes, an empty batch, values that are not finite.
+        MemoryBudgetError: ``max_memory`` is too small.
+
+    Example:
+        >>> run = transpike.simulate(net, images, steps=32)  # doctest: +SKIP
+        >>> run.readout(32).argmax(1), run.readout(32, start=16), run.spikes["relu#1"]  # doctest: +SKIP
+    """
+    if not isinstance(net, SpikingNetwork):
+        raise DataError(f"simulate takes a SpikingNetwork, got {type(net).__name__}: convert the model first")
+    inputs = _named(net.graph, x) if isinstance(x, Mapping) else inputs_of(x, len(net.graph.inputs))
+    return executor.simulate(
+        net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe
+    )
+
+
+def _named(graph: Graph, x: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    missing = [str(value.key) for value in graph.inputs if value.key not in x]
+    if missing:
+        raise DataError(f"the input lacks {', '.join(missing)}: {graph.name} takes {[value.key for value in graph.inputs]}")
+    return [x[str(value.key)] for value in graph.inputs]
