@@ -122,7 +122,8 @@ def _decode(value: Any) -> Any:
         return [_decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    tag, content = value["$"], value.get("v")
+    tag: str = value["$"]
+    content: Any = value.get("v")
     if tag == "ref":
         return Ref(content)
     if tag == "batch":

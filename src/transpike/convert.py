@@ -88,7 +88,5 @@ def _example(model: nn.Module, batch: Any) -> Any:
     if not isinstance(model, nn.Module):
         return batch
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [
-        p for p in inspect.signature(model.forward).parameters.values() if p.kind in positional and p.default is p.empty
-    ]
+    required = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in positional and p.default is p.empty]
     return tuple(inputs_of(batch, max(1, len(required))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -140,9 +140,7 @@ def simulate(
     if not isinstance(net, SpikingNetwork):
         raise DataError(f"simulate takes a SpikingNetwork, got {type(net).__name__}: convert the model first")
     inputs = _named(net.graph, x) if isinstance(x, Mapping) else inputs_of(x, len(net.graph.inputs))
-    return executor.simulate(
-        net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe
-    )
+    return executor.simulate(net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe)
 
 
 def _named(graph: Graph, x: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

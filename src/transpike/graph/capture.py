@@ -159,7 +159,7 @@ def _explain(error: Exception) -> str:
             where = f" (at {line.strip()})"
             break
     kind = type(error).__name__
-    if "DataDependent" in kind or "data-dependent" in text or "UserError" in kind and "control flow" in text:
+    if "DataDependent" in kind or "data-dependent" in text or ("UserError" in kind and "control flow" in text):
         return f"control flow that depends on the data{where}: replace `if`/`while` on tensor values by torch.where"
     if "ConstraintViolation" in kind or "specializ" in text or "Constraints violated" in text:
         return "the batch size is fixed inside the model (a shape like view(2, -1)): use x.shape[0] or flatten(1)"
@@ -275,7 +275,7 @@ def _is_random(fx: FxNode, op: str) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(fx.target, "tags", ()):
         return False
     if base_name(op) == "aten.scaled_dot_product_attention":
-        return (fx.args[4] if len(fx.args) > 4 else fx.kwargs.get("dropout_p", 0.0)) != 0.0
+        return bool((fx.args[4] if len(fx.args) > 4 else fx.kwargs.get("dropout_p", 0.0)) != 0.0)
     return not (base_name(op) in NO_OPS and fx.args[-1] is False)  # dropout(x, p, train=False)
 
 

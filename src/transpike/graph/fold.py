@@ -57,7 +57,9 @@ def lower_batch_norm(graph: Graph) -> Graph:
 
 
 def _scale_and_shift(node: Node, params: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    _, gamma, beta, mean, var = (params[a.name].double() if isinstance(a, Ref) and a.name in params else None for a in node.args[:5])
+    _, gamma, beta, mean, var = (
+        params[a.name].double() if isinstance(a, Ref) and a.name in params else None for a in node.args[:5]
+    )
     assert mean is not None and var is not None, "batch norm without running statistics is refused at capture"
     scale = (1.0 if gamma is None else gamma) / torch.sqrt(var + node.args[6])
     shift = -scale * mean if beta is None else beta - scale * mean

@@ -114,7 +114,7 @@ def _options(node: Node) -> list[Any]:
     return options
 
 
-def _ceiling(node: Node) -> float | None | bool:
+def _ceiling(node: Node) -> float | bool | None:
     return rectifier_ceiling(node.op, _options(node))
 
 
@@ -176,7 +176,7 @@ def _swap_one(graph: Graph, pooling: Pooling) -> Graph | None:
                     branches += _pool_then_fire(pool, neuron, f"{neuron.name}_pooled", shape)
                 refs = [Ref(f"{neuron.name}_pooled") for neuron in neurons if neuron is not None]
                 cat = replace(source, name=pool.name, args=(refs, 1), shape=pool.shape)
-                return _replace_nodes(graph, {**dict.fromkeys(joined, []), source.name: [], pool.name: [*branches, cat]})
+                return _replace_nodes(graph, {**{name: [] for name in joined}, source.name: [], pool.name: [*branches, cat]})
     return None
 
 

@@ -60,17 +60,67 @@ _LINEAR: Mapping[str, _Linear] = {
 
 _SHAPE = frozenset(
     f"aten.{name}"
-    for name in (
-        "view reshape _unsafe_view view_as reshape_as permute transpose t swapaxes movedim flatten unflatten squeeze "
-        "unsqueeze expand expand_as repeat tile slice select narrow split split_with_sizes chunk unbind index "
-        "index_select gather roll flip pixel_shuffle pixel_unshuffle channel_shuffle contiguous clone alias detach "
-        "slice_scatter select_scatter as_strided unfold im2col _to_copy to"
-    ).split()
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "view_as",
+        "reshape_as",
+        "permute",
+        "transpose",
+        "t",
+        "swapaxes",
+        "movedim",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "repeat",
+        "tile",
+        "slice",
+        "select",
+        "narrow",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "index",
+        "index_select",
+        "gather",
+        "roll",
+        "flip",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "slice_scatter",
+        "select_scatter",
+        "as_strided",
+        "unfold",
+        "im2col",
+        "_to_copy",
+        "to",
+    ]
 ) | {"getitem"}
 
 NO_OPS = frozenset(
     f"aten.{name}"
-    for name in "dropout feature_dropout alpha_dropout contiguous clone alias detach detach_ lift_fresh_copy".split()
+    for name in [
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "detach_",
+        "lift_fresh_copy",
+    ]
 )
 
 MAX_POOLS = frozenset([f"aten.max_pool{d}d" for d in (1, 2, 3)] + [f"aten.adaptive_max_pool{d}d" for d in (1, 2, 3)])
@@ -78,20 +128,42 @@ MAX_POOLS = frozenset([f"aten.max_pool{d}d" for d in (1, 2, 3)] + [f"aten.adapti
 # f(c x) = c f(x) for c > 0: the differential combinator needs no division, so dyadic data stays exact
 HOMOGENEOUS = MAX_POOLS | frozenset(
     f"aten.{name}"
-    for name in (
-        "max_pool2d_with_indices max_pool3d_with_indices amax amin max min leaky_relu prelu abs maximum minimum "
-        "relu linalg_vector_norm"
-    ).split()
+    for name in [
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "leaky_relu",
+        "prelu",
+        "abs",
+        "maximum",
+        "minimum",
+        "relu",
+        "linalg_vector_norm",
+    ]
 )
 
 SYNAPSES = frozenset(
     f"aten.{name}"
-    for name in (
-        "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear addmm mm bmm matmul"
-    ).split()
+    for name in [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
+        "addmm",
+        "mm",
+        "bmm",
+        "matmul",
+    ]
 )
 
-_RECTIFIERS: Mapping[str, Callable[[list[Any]], float | None | bool]] = {
+_RECTIFIERS: Mapping[str, Callable[[list[Any]], float | bool | None]] = {
     # the upper clip (None: no clip), or False: not a rectifier
     "aten.relu": lambda a: None,
     "aten.relu6": lambda a: 6.0,
@@ -102,7 +174,7 @@ _RECTIFIERS: Mapping[str, Callable[[list[Any]], float | None | bool]] = {
 }
 
 
-def _clip(low: Any, high: Any) -> float | None | bool:
+def _clip(low: Any, high: Any) -> float | bool | None:
     if not (isinstance(low, (int, float)) and low == 0):
         return False
     if high is None:
@@ -115,7 +187,7 @@ def base_name(op: str) -> str:
     return ".".join(op.split(".")[:2])
 
 
-def rectifier_ceiling(op: str, options: list[Any]) -> float | None | bool:
+def rectifier_ceiling(op: str, options: list[Any]) -> float | bool | None:
     """The upper clip of a rectifier, None for a plain ReLU, False for anything that is not a rectifier.
 
     ``options`` are the arguments after the first, ``min`` and ``max`` in this order.

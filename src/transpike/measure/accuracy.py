@@ -82,7 +82,9 @@ class Classification:
         if targets.dim() != 1 or len(targets) != logits.shape[-2] or targets.is_floating_point():
             raise DataError(f"targets have shape {tuple(targets.shape)} and dtype {targets.dtype}: one class number per sample")
         if bool((targets < 0).any() | (targets >= logits.shape[-1]).any()):
-            raise DataError(f"targets go from {int(targets.min())} to {int(targets.max())}, the network has classes 0 to {logits.shape[-1] - 1}")
+            raise DataError(
+                f"targets go from {int(targets.min())} to {int(targets.max())}, the network has classes 0 to {logits.shape[-1] - 1}"
+            )
         return targets.to(logits.device)
 
     def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:

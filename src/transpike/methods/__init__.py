@@ -31,7 +31,7 @@ def available() -> dict[str, type[Any]]:
             continue
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
-            if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__:
-                if callable(getattr(value, "fit", None)):
-                    found[value.__name__] = value
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and dataclasses.is_dataclass(value) and callable(getattr(value, "fit", None)):
+                found[value.__name__] = value
     return dict(sorted(found.items()))

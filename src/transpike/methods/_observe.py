@@ -85,14 +85,13 @@ def to_plan(
     """
     if not 0 <= method.v_init <= 1:
         raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
-    sites, dead_notes = {}, []
+    sites, dead = {}, {}
     for site in graph.sites:
         threshold = thresholds[site.name].reshape(_threshold_shape(site, thresholds[site.name]))
-        dead = threshold <= 0
-        if bool(dead.any()):
-            fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones((), dtype=threshold.dtype)
-            threshold = torch.where(dead, fallback, threshold)
-            dead_notes.append(f"{site.name}: {int(dead.sum())} of {dead.numel()} never active on the calibration data")
+        if bool((threshold <= 0).any()):
+            dead[site.name] = int((threshold <= 0).sum())
+            fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones_like(threshold)
+            threshold = torch.where(threshold <= 0, fallback, threshold)
         if site.ceiling is not None:
             threshold = threshold.clamp(max=site.ceiling / (method.cap or 1))
         sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=method.cap, signed=method.signed)
@@ -103,7 +102,11 @@ def to_plan(
         "weights": weights_hash(graph),
         "versions": versions(),
     }
-    return Plan(sites, {}, metadata, (*notes, *dead_notes)).validate(graph)
+    if dead:
+        most = max(dead, key=lambda name: dead[name])
+        what = f"{sum(dead.values())} thresholds in {len(dead)} sites have never seen activity on the calibration data"
+        notes = (*notes, f"{what} (most in {most}: {dead[most]}) and are set to their site's largest")
+    return Plan(sites, {}, metadata, tuple(notes)).validate(graph)
 
 
 def _threshold_shape(site: Site, threshold: torch.Tensor) -> tuple[int, ...]:

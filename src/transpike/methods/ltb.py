@@ -87,8 +87,8 @@ class LTB:
         if unfinished := [name for name, share in cut.items() if share > _CUT]:
             worst = max(unfinished, key=lambda name: cut[name])
             notes.append(
-                f"LTB has not converged after {self.iterations} iterations: {len(unfinished)} of {len(cut)} sites still cut off more "
-                f"than {_CUT:.0%} of their activation ({worst}: {cut[worst]:.1%}); thresholds are too low, raise iterations"
+                f"LTB has not converged after {self.iterations} iterations: {len(unfinished)} of {len(cut)} sites still cut off "
+                f"more than {_CUT:.0%} of their activation ({worst}: {cut[worst]:.1%}); thresholds are too low, raise iterations"
             )
         return to_plan(self, graph, theta, seen, notes)
 

@@ -71,9 +71,7 @@ class Percentile:
 
         samples = watch(graph, batches, look)
         dtypes = next(iter(graph.params.values())) if graph.params else torch.zeros(())
-        thresholds = {
-            name: _quantile(counts[name], self.q / 100, largest[name]).to(dtypes.device, dtypes.dtype) for name in counts
-        }
+        thresholds = {name: _quantile(counts[name], self.q / 100, largest[name]).to(dtypes.device, dtypes.dtype) for name in counts}
         return to_plan(self, graph, thresholds, samples)
 
 

@@ -121,9 +121,7 @@ class Plan:
 
     def header(self) -> dict[str, Any]:
         """What is not a tensor, ready for JSON."""
-        sites = {
-            name: {"cap": site.cap, "signed": site.signed, "kind": site.kind.value} for name, site in self.sites.items()
-        }
+        sites = {name: {"cap": site.cap, "signed": site.signed, "kind": site.kind.value} for name, site in self.sites.items()}
         return {"sites": sites, "params": list(self.params), "metadata": dict(self.metadata), "notes": list(self.notes)}
 
     @staticmethod
