@@ -8,6 +8,7 @@ weights stay as they are, and the caller's model is never touched.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -79,8 +80,6 @@ def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> Spiking
 
 def _example(model: nn.Module, batch: Any) -> Any:
     """The inputs of a batch in the form that `capture` takes: a dict, or as many tensors as the model requires."""
-    import inspect
-
     if isinstance(batch, dict):
         return batch
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):

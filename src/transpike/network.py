@@ -13,11 +13,16 @@ from torch import nn
 from transpike.engines import executor
 from transpike.engines.executor import Probe, Run
 from transpike.errors import DataError
+from transpike.graph import serial
 from transpike.graph.batches import inputs_of
 from transpike.graph.ir import Graph
-from transpike.spiking.plan import Plan
+from transpike.spiking.plan import Plan, versions
+from transpike.spiking.store import write_tensors
 
-__all__ = ["SpikingNetwork", "simulate"]
+__all__ = ["FILE_FORMAT", "FILE_KIND", "SpikingNetwork", "simulate"]
+
+FILE_KIND = "spiking network"
+FILE_FORMAT = 1  # raised when an older `transpike.load` could not read the file
 
 _SEPARATOR = "/"  # buffer names may hold no dots
 
@@ -79,9 +84,17 @@ class SpikingNetwork(nn.Module):
         Raises:
             ArtifactError: the file cannot be written.
         """
-        from transpike.artifact import save
-
-        return save(self, path)
+        header = {
+            "kind": FILE_KIND,
+            "format": FILE_FORMAT,
+            "versions": versions(),
+            "graph": serial.header(self._graph),
+            "plan": self._plan.header(),
+            "run": {"steps": self.steps, "start": self.start, "engine": self.engine, "max_memory": self.max_memory},
+        }
+        tensors = {f"weight/{name}": x for name, x in self._graph.params.items()}
+        tensors.update((f"plan/{name}", x) for name, x in self._plan.tensors().items())
+        return write_tensors(path, tensors, header)
 
     def extra_repr(self) -> str:
         method = self._plan.metadata.get("method", "?")

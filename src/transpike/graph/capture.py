@@ -7,23 +7,24 @@ Whatever would make a conversion silently wrong is refused here, all of it at on
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
 from transpike.errors import CaptureError
 from transpike.graph import passes
-from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
+from transpike.graph.encode import encode, filled, is_data, is_random, is_symbolic, label, module_path, op_name, shape_of
+from transpike.graph.ir import DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
 from transpike.graph.probe import mixing_problems
-from transpike.graph.roles import NO_OPS, base_name
+from transpike.graph.roles import base_name
 
 __all__ = ["Pooling", "capture"]
 
@@ -145,8 +146,6 @@ def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram |
 
 
 def _parameter_names(model: nn.Module) -> list[str]:
-    import inspect
-
     return [p.name for p in inspect.signature(model.forward).parameters.values()]
 
 
@@ -204,36 +203,36 @@ def _translate(
     random: Counter[str] = Counter()
     stateful: list[str] = []
     for fx in program.graph.nodes:
-        if fx.op != "call_function" or _is_symbolic(fx.meta.get("val")) or not _is_data(fx):
+        if fx.op != "call_function" or is_symbolic(fx.meta.get("val")) or not is_data(fx):
             continue
-        op = _op_name(fx)
-        path = _module_path(fx)
+        op = op_name(fx)
+        path = module_path(fx)
         if not isinstance(fx.target, torch._ops.OpOverload) and op != "getitem":
             problems.append(f"{op} in {path or 'the model'}: control flow inside the graph; write it with tensor operations")
             continue
-        if _is_random(fx, op):
+        if is_random(fx, op):
             random[f"{op} in {path or 'the model'}"] += 1
         if base_name(op) in _STATEFUL_NORMS:
             stateful.append(path)
         try:
-            shape = _shape(fx.meta.get("val"))
-            filled = _filled(fx, op)
-            if filled is not None:  # reads only the shape of its input: no dependence on the data
-                op, arguments = "aten.full.default", (list(shape or ()), filled)
+            shape = shape_of(fx.meta.get("val"))
+            fill = filled(fx, op)
+            if fill is not None:  # reads only the shape of its input: no dependence on the data
+                op, arguments = "aten.full.default", (list(shape or ()), fill)
                 options: dict[str, Any] = {"dtype": fx.meta["val"].dtype, "device": DeviceSlot()}
             else:
-                arguments, options = _encode(fx.args, names), _encode(fx.kwargs, names)
+                arguments, options = encode(fx.args, names), encode(fx.kwargs, names)
         except ValueError as error:
             problems.append(f"{op} in {path or 'the model'}: {error}")
             continue
-        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, _label(fx)))
+        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, label(fx)))
     if stateful:
         some = ", ".join(stateful[:3]) + (f" and {len(stateful) - 3} more" if len(stateful) > 3 else "")
         problems.append(f"normalisation by batch statistics (training mode) in {some}: call .eval() on it")
     for what, count in random.items():
         times = "" if count == 1 else f" ({count} times)"
         problems.append(f"random operation {what}{times}: the same input must give the same output; remove it or call .eval()")
-    returned = [_encode(arg, names) for arg in next(n for n in program.graph.nodes if n.op == "output").args[0]]
+    returned = [encode(arg, names) for arg in next(n for n in program.graph.nodes if n.op == "output").args[0]]
     outputs, output_problems = _user_structure(program, returned, signature)
     problems += output_problems
     for node in nodes:
@@ -265,100 +264,3 @@ def _plain(tree: Any) -> Any:
     if isinstance(tree, tuple):
         return tuple(_plain(value) for value in tree)
     return [_plain(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _is_symbolic(value: Any) -> bool:
-    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _is_random(fx: FxNode, op: str) -> bool:
-    if torch.Tag.nondeterministic_seeded not in getattr(fx.target, "tags", ()):
-        return False
-    if base_name(op) == "aten.scaled_dot_product_attention":
-        return bool((fx.args[4] if len(fx.args) > 4 else fx.kwargs.get("dropout_p", 0.0)) != 0.0)
-    return not (base_name(op) in NO_OPS and fx.args[-1] is False)  # dropout(x, p, train=False)
-
-
-def _filled(fx: FxNode, op: str) -> Any:
-    """The value that ``new_full``, ``zeros_like`` and their kin fill a tensor with, None for other operations."""
-    base = base_name(op)
-    if base in ("aten.new_full", "aten.full_like"):
-        return fx.args[-1]
-    zeros, ones = ("zeros", "empty"), ("ones",)
-    for value, kinds in ((0, zeros), (1, ones)):
-        if base in {f"aten.new_{kind}" for kind in kinds} | {f"aten.{kind}_like" for kind in kinds}:
-            return value
-    return None
-
-
-def _is_data(fx: FxNode) -> bool:
-    return isinstance(fx.meta.get("val"), (torch.Tensor, tuple, list))
-
-
-def _op_name(fx: FxNode) -> str:
-    return str(fx.target) if isinstance(fx.target, torch._ops.OpOverload) else getattr(fx.target, "__name__", str(fx.target))
-
-
-def _module_path(fx: FxNode) -> str:
-    """The path of the innermost module that made the call."""
-    stack = list((fx.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
-
-
-def _label(fx: FxNode) -> str:
-    """What a call is named after: its activation module, or the calling module and the function."""
-    stack = list((fx.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    if "torch.nn.modules.activation." in str(kind):
-        return path
-    return f"{path}.{_short(fx)}" if path else _short(fx)
-
-
-def _short(fx: FxNode) -> str:
-    return _op_name(fx).split(".")[1] if "." in _op_name(fx) else _op_name(fx)
-
-
-def _batch_multiple(size: Any) -> int | BatchSize:
-    """A size as a number or a multiple of the batch."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    symbols = list(expression.free_symbols)
-    if not symbols:
-        return int(expression)
-    if len(symbols) == 1:
-        trials = [(n, expression.subs(symbols[0], n)) for n in (2, 3, 5, 12)]
-        times = int(trials[0][1]) // 2
-        if all(value == times * n for n, value in trials):
-            return BatchSize(times)
-    raise ValueError(f"the size {expression} is not a multiple of the batch")
-
-
-def _shape(value: Any) -> tuple[int | BatchSize, ...] | None:
-    if not isinstance(value, torch.Tensor):
-        return None
-    shape = tuple(_batch_multiple(size) for size in value.shape)
-    if sum(isinstance(size, BatchSize) for size in shape) > 1:
-        raise ValueError(f"its result {list(value.shape)} has the batch on two axes: samples would influence each other")
-    return shape
-
-
-def _encode(value: Any, names: Mapping[str, str]) -> Any:
-    """An fx argument as literals, `Ref`, `BatchSize` and `DeviceSlot`."""
-    if isinstance(value, FxNode):
-        if _is_symbolic(value.meta.get("val")):
-            return _batch_multiple(value.meta["val"])
-        return Ref(names.get(value.name, value.name))
-    if isinstance(value, (torch.SymInt,)):
-        return _batch_multiple(value)
-    if isinstance(value, torch.device):
-        return DeviceSlot()
-    if isinstance(value, Mapping):
-        return {key: _encode(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_encode(item, names) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_encode(item, names) for item in value)
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_encode(item, names) for item in value]
-    return value

@@ -27,6 +27,7 @@ def weigh(x, fan_out, totals, steps, samples, units):
     blocks = (units + _BLOCK - 1) // _BLOCK
     parts = np.zeros((blocks, 3, steps), np.float64)
     zero = x.dtype.type(0)
+    half = x.dtype.type(0.5)  # of a spike: differences of sums (max pooling) may leave a rounding error where nothing came
     for b in prange(blocks):
         low = b * _BLOCK
         size = min(_BLOCK, units - low)
@@ -41,7 +42,7 @@ def weigh(x, fan_out, totals, steps, samples, units):
                     y = abs(row[i])
                     a += y * w0[i]
                     s += y * w1[i]
-                    e += w2[i] if y > zero else zero
+                    e += w2[i] if y * w1[i] > half else zero
                     sums[i] += y
                 parts[b, 0, t] += a
                 parts[b, 1, t] += s

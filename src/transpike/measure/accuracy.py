@@ -11,12 +11,15 @@ import torch
 
 from transpike.errors import DataError
 
-__all__ = ["Classification", "Window", "paper_start"]
+__all__ = ["Classification", "Window", "window_means", "windows_of"]
 
 
 @dataclass(frozen=True)
 class Window:
     """Which steps the read-out at step t averages: ``start(t) + 1 .. t``.
+
+    With ``minimum = 4`` and the estimated delay this is the rule of Bu et al. (CVPR 2025, arXiv:2409.03368,
+    algorithm 2): ``start(t) = min(delay, t - 4)``, at least 0.
 
     Args:
         name: as it stands in reports.
@@ -34,14 +37,6 @@ class Window:
         if self.minimum is not None:
             return max(0, min(self.delay, t - self.minimum))
         return self.delay if t > self.delay else 0
-
-
-def paper_start(t: int, delay: float, minimum: int = 4) -> int:
-    """First step left out by the rule of Bu et al. (CVPR 2025, algorithm 2): at least ``minimum`` steps are read.
-
-    ``t0 = min(ceil(delay), t - minimum)``, at least 0.
-    """
-    return max(0, min(math.ceil(delay), t - minimum))
 
 
 @dataclass(frozen=True)
@@ -65,9 +60,13 @@ class Classification:
         try:
             found = outputs[self.output]
         except (KeyError, IndexError, TypeError):
-            if not isinstance(outputs, dict):
-                raise DataError(f"the network has no output {self.output!r}: choose with Classification(output=...)") from None
-            found = next(iter(outputs.values()))
+            keys = list(outputs) if isinstance(outputs, dict) else range(len(outputs))
+            if not (isinstance(outputs, dict) and isinstance(self.output, int) and 0 <= self.output < len(keys)):
+                raise DataError(
+                    f"the network has no output {self.output!r}: choose from {', '.join(map(repr, keys))} "
+                    "with Classification(output=...)"
+                ) from None
+            found = outputs[keys[self.output]]  # a position among the keys
         return self.logits(found)
 
     def check(self, logits: torch.Tensor, targets: Any) -> torch.Tensor:
@@ -76,9 +75,14 @@ class Classification:
         Raises:
             DataError: no targets, or targets that do not fit the logits.
         """
+        if logits.dim() != 2:
+            raise DataError(f"the output has shape {tuple(logits.shape)}: classification takes logits (N, classes)")
         if targets is None:
             raise DataError("the data has no targets: give pairs (input, class number)")
-        targets = torch.as_tensor(targets)
+        try:
+            targets = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"targets are a {type(targets).__name__} that is no tensor ({error}): give class numbers") from error
         if targets.dim() != 1 or len(targets) != logits.shape[-2] or targets.is_floating_point():
             raise DataError(f"targets have shape {tuple(targets.shape)} and dtype {targets.dtype}: one class number per sample")
         if bool((targets < 0).any() | (targets >= logits.shape[-1]).any()):

@@ -28,12 +28,11 @@ def estimate_delay(graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor]) -> 
         params = plan.sites[site.name]
         theta = expand(params.threshold, site)
         cap = float("inf") if params.cap is None else params.cap
-        a = torch.minimum(z.clamp_(min=0), theta * cap)
-        mean = a.mean(0)
+        mean = z.clamp_(min=0).mean(0)  # the charge of a step: only what the next layers see is clipped
         wait = (theta - expand(params.v_init, site)).clamp(min=0) / mean
         active = mean > 0
         waits.append(float(wait[active].min()) if bool(active.any()) else 0.0)
-        return a
+        return torch.minimum(z, theta * cap)
 
-    forward(graph, inputs, at_site)
+    forward(graph.with_params({**graph.params, **plan.params}), inputs, at_site)
     return sum(waits)

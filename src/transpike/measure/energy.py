@@ -18,6 +18,7 @@ import torch
 from transpike.errors import DataError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Node
+from transpike.graph.roles import base_name
 from transpike.measure._count import weigh
 from transpike.measure.operations import Drive, Operations, count_operations, synaptic_operations
 from transpike.network import SpikingNetwork, simulate
@@ -96,9 +97,9 @@ class Energy:
             table[c.name] = {
                 "snn_mj": snn * 1e-9,
                 "ann_mj": ann * 1e-9,
-                "saving": ann / snn if snn else float("inf"),
-                "snn_frames_per_joule": 1e12 / snn if snn else float("inf"),
-                "ann_frames_per_joule": 1e12 / ann if ann else float("inf"),
+                "saving": ann / snn if snn else None,  # JSON has no infinity
+                "snn_frames_per_joule": 1e12 / snn if snn else None,
+                "ann_frames_per_joule": 1e12 / ann if ann else None,
             }
         return table
 
@@ -127,10 +128,14 @@ class Energy:
         for c in CONSTANTS:
             e = self.at(t)[c.name]
             lines.append(
-                f"  {c.name}: SNN {e['snn_mj']:.4g} mJ, ANN {e['ann_mj']:.4g} mJ ({e['saving']:.2f} x), "
-                f"{e['snn_frames_per_joule']:.4g} against {e['ann_frames_per_joule']:.4g} frames per joule\n    {c.source}"
+                f"  {c.name}: SNN {e['snn_mj']:.4g} mJ, ANN {e['ann_mj']:.4g} mJ ({_shown(e['saving'], '.2f')} x), "
+                f"{_shown(e['snn_frames_per_joule'])} against {_shown(e['ann_frames_per_joule'])} frames per joule\n    {c.source}"
             )
         return "\n".join(lines)
+
+
+def _shown(ratio: float | None, form: str = ".4g") -> str:
+    return "infinitely many" if ratio is None else format(ratio, form)
 
 
 class Meter:
@@ -153,8 +158,9 @@ class Meter:
             return
         if node.batch_axis:
             emitted = emitted.movedim(node.batch_axis + 1, 1)
-        steps, samples = emitted.shape[:2]
+        steps = len(emitted)
         frames = emitted.flatten(0, 1).reshape(-1, *_site_shape(node))
+        samples = len(frames) // steps  # several rows of the batch axis may belong to one sample
         last = frames.dim() > 2 and frames.stride(1) == 1  # channels innermost in memory
         x = (frames.movedim(1, -1) if last else frames).reshape(-1)
         weights, totals = self._weights(node.name, last, x)
@@ -205,7 +211,11 @@ class Meter:
         n = max(1, self.samples)
         counts = {name: (self._spikes_per_unit(name) / n).float()[None] for name in self.operations.sources}
         arrivals = synaptic_operations(_on_cpu(self._graph), counts) if counts else {}
-        paths = {node.name: f"{node.path or node.name} ({node.op.split('.')[1]})" for node in self._graph.nodes}
+        by_layer: dict[str, float] = {}  # a layer that is called several times is one layer
+        for node in self._graph.body:
+            if node.name in arrivals:
+                layer = f"{node.path or node.name} ({base_name(node.op).split('.')[-1]})"
+                by_layer[layer] = by_layer.get(layer, 0.0) + float(arrivals[node.name])
         ops = self.operations
         sops = (self._sops.cumsum(0) / n).tolist()
         return Energy(
@@ -215,7 +225,7 @@ class Meter:
             ops.dense_work(),
             tuple(sops),
             tuple((self._events.cumsum(0) / n).tolist()),
-            {paths[name]: float(value) for name, value in arrivals.items()},
+            by_layer,
             ops.spiking_share,
         )
 
@@ -225,7 +235,7 @@ def _site_shape(node: Node) -> tuple[int, ...]:
     assert node.shape is not None
     lead = (node.batch_times,) if node.batch_times > 1 else ()
     rest = [size for axis, size in enumerate(node.shape) if axis != node.batch_axis]
-    return (*lead, *(int(size) for size in rest if isinstance(size, int)))
+    return (*lead, *(int(size) for size in rest if isinstance(size, int))) or (1,)
 
 
 def _fan_outs(graph: Graph, operations: Operations) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from transpike.engines.executor import bytes_per_sample
 from transpike.errors import DataError
 from transpike.graph.batches import checked_inputs, inputs_of, peek, target_of
 from transpike.graph.interpret import forward
+from transpike.graph.ir import Graph
 from transpike.measure.accuracy import Classification, Window, window_means, windows_of
 from transpike.measure.delay import estimate_delay
 from transpike.measure.energy import Meter
@@ -23,6 +24,8 @@ from transpike.spiking.plan import versions
 __all__ = ["Task", "evaluate"]
 
 _HELD_BYTES = 512 << 20  # what the state of the samples that are simulated together may take
+
+_DELAY_SAMPLES = 128  # the paper takes one batch of 100
 
 
 class Task(Protocol):
@@ -64,7 +67,7 @@ def evaluate(
         progress: called with the number of samples done.
 
     Raises:
-        DataError: no data, no targets, or data that does not fit the network.
+        DataError: no data, no targets, data that does not fit the network, or a start outside of the steps.
 
     Example:
         >>> report = transpike.evaluate(net, loader, steps=32)  # doctest: +SKIP
@@ -72,10 +75,12 @@ def evaluate(
     """
     if steps < 1:
         raise DataError(f"steps is {steps}: simulate at least one step")
+    if wrong := [s for s in starts if not 0 <= s < steps]:
+        raise DataError(f"starts {wrong}: the read-out may leave out 0 to {steps - 1} of {steps} steps")
     task = task or Classification()
     graph, plan, count = net.graph, net.plan, len(net.graph.inputs)
-    first, batches = peek(loader)
-    delay = estimate_delay(graph, plan, checked_inputs(graph, inputs_of(first, count)))
+    _, batches = peek(loader)
+    delay = estimate_delay(graph, plan, _first_samples(graph, batches))
     windows = windows_of(starts, delay)
     meter = Meter(graph, plan, steps)
     tally = _Tally(task, windows, steps)
@@ -86,7 +91,7 @@ def evaluate(
     samples = 0
     for batch in batches:
         inputs = checked_inputs(graph, inputs_of(batch, count))
-        targets = target_of(batch, count)
+        targets = _targets(batch, count, len(inputs[0]))
         for low in range(0, len(inputs[0]), at_once):
             part = [x[low : low + at_once] for x in inputs]
             began = time.perf_counter()
@@ -130,6 +135,30 @@ def evaluate(
         origin={**plan.metadata, "engine": engine, "versions": versions()},
         notes=plan.notes,
     )
+
+
+def _first_samples(graph: Graph, batches: Iterable[Any]) -> list[torch.Tensor]:
+    """The inputs that the delay is estimated from: the same samples however the data is cut into batches."""
+    parts: list[list[torch.Tensor]] = []
+    for batch in batches:
+        parts.append(checked_inputs(graph, inputs_of(batch, len(graph.inputs))))
+        if sum(len(part[0]) for part in parts) >= _DELAY_SAMPLES:
+            break
+    return [torch.cat(x)[:_DELAY_SAMPLES] for x in zip(*parts, strict=True)]
+
+
+def _targets(batch: Any, count: int, samples: int) -> Any:
+    """The targets of a batch, one per sample, None where there are none."""
+    targets = target_of(batch, count)
+    if targets is None:
+        return None
+    try:
+        found = len(targets)
+    except TypeError:
+        raise DataError(f"the targets of a batch are one {type(targets).__name__}: give one target per sample") from None
+    if found != samples:
+        raise DataError(f"a batch has {samples} samples and {found} targets: give one target per sample")
+    return targets
 
 
 def _saturated(spikes: torch.Tensor, cap: int | None, steps: int) -> torch.Tensor:

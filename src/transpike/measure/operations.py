@@ -9,8 +9,7 @@ a source of spikes of its own; its comparisons are not counted. Everything else 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, tree_refs
+from transpike.graph.passes import data_dependent
 from transpike.graph.roles import AFFINE, MAX_POOLS, SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
@@ -87,25 +87,28 @@ def count_operations(graph: Graph, plan: Plan) -> Operations:
     macs = _dense_macs(graph)
     amplitudes = _amplitudes(graph, plan)
     driven = _spike_carrying(graph, set(amplitudes))
+    varying = {node.name for node in graph.body}
+    sizes = {node.name: node.numel() for node in graph.nodes}
     work = []
     for node in graph.nodes:
         synapse = base_name(node.op) in SYNAPSES
         if not node.varying:
             drive = Drive.CONSTANT
-        elif synapse and node.role is Role.LINEAR and all(n in driven for n in node.refs() if _varies(graph, n)):
+        elif synapse and node.role is Role.LINEAR and all(n in driven for n in node.refs() if n in varying):
             drive = Drive.SPIKES
         else:
             drive = Drive.DENSE
         if synapse or macs[node.name]:
             work.append(Work(node.name, node.op, node.path, macs[node.name], drive))
         elif node.varying and node.role is Role.ANALOG and node.name not in amplitudes:
-            elements = sum(n.numel() for n in graph.nodes if n.name in set(node.refs()))
+            elements = sum(sizes.get(name, 0) for name in set(node.refs()))
             work.append(Work(node.name, node.op, node.path, 0, drive, elements))
     return Operations(tuple(work), tuple(amplitudes), amplitudes)
 
 
-def _varies(graph: Graph, name: str) -> bool:
-    return any(node.name == name for node in graph.body)
+def _graded_constants(graph: Graph) -> set[str]:
+    """Values of the constant part that depend on the input: graded, unlike weights, sizes and index tensors."""
+    return data_dependent(graph) - {node.name for node in graph.body}
 
 
 def _dense_macs(graph: Graph) -> dict[str, int]:
@@ -143,7 +146,7 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
                 worth[node.name] = theta.expand(site.channels).view(site.channel_shape())
         elif op in MAX_POOLS and node.role is Role.ANALOG and first in worth and node.index in (None, 0):
             worth[node.name] = sources[node.name] = worth[first]
-        elif op == "aten.cat" and node.args[1:] in ((1,), ()) and node.args[1:]:
+        elif op == "aten.cat" and node.args[1:] == (1,):
             parts = list(tree_refs(node.args[0]))
             if all(name in worth for name in parts):
                 worth[node.name] = torch.cat([worth[name] for name in parts])
@@ -152,13 +155,13 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
 
 def _spike_carrying(graph: Graph, sources: set[str]) -> set[str]:
     """Values that are sums of whole, perhaps scaled, spikes: what reaches a synapse without another in between."""
-    carrying = set(sources)
+    carrying, graded, varying = set(sources), _graded_constants(graph), {node.name for node in graph.body}
     for node in graph.body:
         if node.name in carrying or node.role not in (Role.LINEAR, Role.SHAPE) or base_name(node.op) in SYNAPSES:
             continue
         if not (node.role is Role.SHAPE or base_name(node.op) in _SUMS | _SCALINGS | _COPIES or _is_average(node)):
             continue
-        inputs = [name for name in node.refs() if _varies(graph, name)]
+        inputs = [name for name in node.refs() if name in varying or (name in graded and base_name(node.op) in _SUMS | _COPIES)]
         if inputs and all(name in carrying for name in inputs):
             carrying.add(node.name)
     return carrying
@@ -183,7 +186,9 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
     device = next(iter(counts.values())).device
     received: dict[str, torch.Tensor] = {}
     env: dict[str, Any] = {}  # spike counts; None where graded values flow
-    constants = {node.name for node in graph.prefix} | set(graph.params) | {value.name for value in graph.inputs}
+    varying, graded = {node.name for node in graph.body}, _graded_constants(graph)
+    shapes = _constant_shapes(graph, samples)
+    moving = _constants_of_moves(graph, samples, device)
 
     def arrive(node: Node, spikes: Any) -> None:
         if isinstance(spikes, torch.Tensor):
@@ -194,16 +199,17 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
             for name in node.refs():
                 if node.role is Role.NEURON:
                     arrive(node, env.get(name))
-            env[node.name] = counts[node.name].reshape(_full_shape(node, samples))
+            env[node.name] = _in_place_of(node, counts[node.name])
             continue
         op = base_name(node.op)
-        inputs = {name: env.get(name) for name in node.refs() if name not in constants}
-        if node.role in (Role.ANALOG, Role.STEPWISE) or any(x is None for x in inputs.values()):
+        inputs = {name: env.get(name) for name in node.refs() if name in varying}
+        joins_graded = op in _SUMS | _COPIES and not graded.isdisjoint(node.refs())
+        if node.role in (Role.ANALOG, Role.STEPWISE) or joins_graded or any(x is None for x in inputs.values()):
             for spikes in inputs.values():
                 arrive(node, spikes)
             env[node.name] = None
         elif op in SYNAPSES:
-            arrive(node, _through_ones(node, graph, inputs, samples, device))
+            arrive(node, _through_ones(node, shapes, inputs, samples, device))
             env[node.name] = None
         elif op in _SUMS:
             env[node.name] = sum(x for x in inputs.values() if x is not None)
@@ -211,8 +217,11 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
             env[node.name] = next(iter(inputs.values()))
         elif _is_average(node):
             env[node.name] = _summed(node, next(iter(inputs.values())))
-        elif node.role is Role.SHAPE or op in _COPIES:
-            env[node.name] = call(node, {**graph.params, **inputs}, samples, device)
+        elif node.role is Role.SHAPE:
+            env[node.name] = call(node, {**moving, **inputs}, samples, device)
+        elif op in _COPIES:
+            others = {name: torch.zeros(shapes[name], device=device) for name in node.refs() if name not in varying}
+            env[node.name] = call(node, {**others, **inputs}, samples, device)
         else:
             for spikes in inputs.values():
                 arrive(node, spikes)
@@ -220,23 +229,49 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
     return received
 
 
-def _full_shape(node: Node, samples: int) -> tuple[int, ...]:
-    assert node.shape is not None
-    return tuple(size.times * samples if isinstance(size, BatchSize) else size for size in node.shape)
+def _full_shape(shape: Sequence[int | BatchSize], samples: int) -> tuple[int, ...]:
+    return tuple(size.times * samples if isinstance(size, BatchSize) else size for size in shape)
 
 
-def _through_ones(node: Node, graph: Graph, inputs: Mapping[str, Any], samples: int, device: torch.device) -> torch.Tensor:
+def _in_place_of(node: Node, spikes: torch.Tensor) -> torch.Tensor:
+    """Spike counts N *site in the layout of the node's result."""
+    assert node.shape is not None and node.batch_axis is not None
+    rest = [size for axis, size in enumerate(node.shape) if axis != node.batch_axis]
+    return spikes.reshape(-1, *_full_shape(rest, 1)).movedim(0, node.batch_axis)
+
+
+def _constant_shapes(graph: Graph, samples: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything that does not change from step to step."""
+    shapes = {name: tuple(x.shape) for name, x in graph.params.items()}
+    shapes.update((value.name, (samples, *value.shape)) for value in graph.inputs)
+    shapes.update((node.name, _full_shape(node.shape, samples)) for node in graph.prefix if node.shape is not None)
+    return shapes
+
+
+def _constants_of_moves(graph: Graph, samples: int, device: torch.device) -> dict[str, Any]:
+    """Parameters, and the computed index tensors that operations which move spikes about read."""
+    env: dict[str, Any] = dict(graph.params)
+    read = {name for node in graph.body if node.role is Role.SHAPE for name in node.refs()}
+    if not read.isdisjoint(node.name for node in graph.prefix):
+        env.update((v.name, torch.zeros(samples, *v.shape, dtype=v.dtype, device=device)) for v in graph.inputs)
+        with torch.no_grad():
+            interpret(graph.prefix, env, lambda node, values: call(node, values, samples, device))
+    return env
+
+
+def _through_ones(
+    node: Node, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, Any], samples: int, device: torch.device
+) -> torch.Tensor:
     """The synapse with every weight one and no bias: each result counts the spikes that reach it."""
-    env = dict(inputs)
-    args = list(node.args)
+    if base_name(node.op) == "aten.addmm":  # bias first
+        node = replace(node, op="aten.mm.default", args=node.args[1:3], kwargs={})
+    env, args = dict(inputs), list(node.args)
     for i, arg in enumerate(args):
         if isinstance(arg, Ref) and arg.name not in inputs:
-            bias = base_name(node.op) not in ("aten.mm", "aten.bmm", "aten.matmul", "aten.addmm") and i == 2
-            tensor = graph.params.get(arg.name)
-            if bias:
+            if i == 2:  # the bias
                 args[i] = None
-            elif tensor is not None:
-                env[arg.name] = torch.ones_like(tensor)
+            else:
+                env[arg.name] = torch.ones(shapes[arg.name], device=device)
     return call(replace(node, args=tuple(args)), env, samples, device)
 
 
@@ -257,13 +292,14 @@ def _summed(node: Node, x: Any) -> torch.Tensor:
             length = ((o + 1) * full + out - 1) // out - o * full // out
             area = area.unsqueeze(-1) * length.to(x.dtype)
         return call(node, {node.args[0].name: x}, len(x), x.device) * area
-    kernel = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
     dims = int(op[-2])
-    kernel = list(kernel) * (dims if len(kernel) == 1 else 1)
-    if dims == 1:  # has no divisor of its own; pads count
-        return call(node, {node.args[0].name: x}, len(x), x.device) * math.prod(kernel)
     defaults: list[Any] = [None, None, [], 0, False, True]
-    padded = [*node.args[1:], *defaults[len(node.args) :]]
+    kernel, stride, padding, ceil = [*node.args[1:], *defaults[len(node.args) :]][:4]
+    stride = stride or kernel
+    if dims == 1:  # has no divisor of its own
+        kernel, stride, padding = (
+            (n, *(v if isinstance(v, (list, tuple)) else [v])) for n, v in ((1, kernel), (1, stride), (0, padding))
+        )
+        return torch.nn.functional.avg_pool2d(x.unsqueeze(-2), kernel, stride, padding, bool(ceil), True, 1).squeeze(-2)
     function = torch.nn.functional.avg_pool2d if dims == 2 else torch.nn.functional.avg_pool3d
-    stride = padded[1] if padded[1] else None
-    return function(x, padded[0], stride, padded[2], bool(padded[3]), True, 1)
+    return function(x, kernel, stride, padding, bool(ceil), True, 1)

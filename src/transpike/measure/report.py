@@ -55,13 +55,16 @@ class Report:
         """The metric at ``t`` steps.
 
         Raises:
-            DataError: no such window, or a step beyond what was simulated.
+            DataError: no such window or metric, or a step beyond what was simulated.
         """
         if window not in self.curves:
             raise DataError(f"there is no window {window!r}: choose from {', '.join(self.curves)}")
         if not 1 <= t <= self.steps:
             raise DataError(f"there is no step {t}: the report has 1 to {self.steps}")
-        return self.curves[window][metric or self.better][t - 1]
+        metric = self.better if metric is None else metric
+        if metric not in self.curves[window]:
+            raise DataError(f"there is no metric {metric!r}: choose from {', '.join(self.metrics)}")
+        return self.curves[window][metric][t - 1]
 
     def steps_to(self, share: float, window: str = "plain") -> int | None:
         """The fewest steps at which the metric reaches ``share`` of the ANN's, None if it never does."""
@@ -131,8 +134,8 @@ class Report:
             ArtifactError: the folder cannot be written.
         """
         folder = Path(folder)
-        write_file(folder / "report.txt", lambda path: path.write_text(f"{self}\n"))
-        write_file(folder / "report.json", lambda path: path.write_text(json.dumps(self.to_dict(), indent=1)))
+        write_file(folder / "report.txt", lambda path: path.write_text(f"{self}\n", encoding="utf-8"))
+        write_file(folder / "report.json", lambda path: path.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8"))
         write_file(folder / "curves.png", lambda path: draw([self], path))
         return folder
 
@@ -145,6 +148,7 @@ def milestones(steps: int) -> list[int]:
 
 def draw(reports: Sequence[Report], path: Path, labels: Sequence[str] | None = None) -> None:
     """Metric against steps and against energy, and spike rates by site, as one PNG."""
+    # imported here because it takes about as long as the rest of transpike, and most uses draw nothing
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -30,8 +30,10 @@ def available() -> dict[str, type[Any]]:
         if info.name.startswith("_"):
             continue
         module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            own = isinstance(value, type) and value.__module__ == module.__name__
-            if own and dataclasses.is_dataclass(value) and callable(getattr(value, "fit", None)):
-                found[value.__name__] = value
+        own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+        found.update((kind.__name__, kind) for kind in own if _is_method(kind))
     return dict(sorted(found.items()))
+
+
+def _is_method(kind: type[Any]) -> bool:
+    return dataclasses.is_dataclass(kind) and callable(getattr(kind, "fit", None))

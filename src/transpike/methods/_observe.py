@@ -14,7 +14,19 @@ from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
 from transpike.spiking.plan import Granularity, Plan, SiteParams, versions, weights_hash
 
-__all__ = ["collapse", "rectify", "reduced_axes", "settings", "to_plan", "watch"]
+__all__ = ["check_neurons", "collapse", "rectify", "reduced_axes", "settings", "to_plan", "watch"]
+
+
+def check_neurons(method: Any) -> None:
+    """Refuse neuron settings that make no sense, before any data is read.
+
+    Raises:
+        PlanError: ``v_init`` or ``cap`` is out of range.
+    """
+    if not 0 <= method.v_init <= 1:
+        raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
+    if method.cap is not None and method.cap < 1:
+        raise PlanError(f"cap is {method.cap}: the most spikes in one step, at least 1, or None for no limit")
 
 
 def rectify(site: Site, z: torch.Tensor) -> torch.Tensor:
@@ -81,13 +93,14 @@ def to_plan(
 
     A group that never was active has threshold 0: it gets the largest threshold of its site, so that it neither
     fires on noise nor saturates, and is noted. A clipped rectifier (ReLU6) caps the threshold at
-    ceiling / cap, so that the neuron's highest rate is the clip.
+    ceiling / cap, so that the neuron's highest rate is the clip; without a cap there is no highest rate, which is noted.
     """
-    if not 0 <= method.v_init <= 1:
-        raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
+    check_neurons(method)
+    device, dtype = next((x.device for x in graph.params.values()), None), graph.inputs[0].dtype
     sites, dead = {}, {}
     for site in graph.sites:
-        threshold = thresholds[site.name].reshape(_threshold_shape(site, thresholds[site.name]))
+        threshold = thresholds[site.name].to(device=device, dtype=dtype)
+        threshold = threshold.reshape(_threshold_shape(site, threshold))
         if bool((threshold <= 0).any()):
             dead[site.name] = int((threshold <= 0).sum())
             fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones_like(threshold)
@@ -106,6 +119,10 @@ def to_plan(
         most = max(dead, key=lambda name: dead[name])
         what = f"{sum(dead.values())} thresholds in {len(dead)} sites have never seen activity on the calibration data"
         notes = (*notes, f"{what} (most in {most}: {dead[most]}) and are set to their site's largest")
+    clipped = [site.name for site in graph.sites if site.ceiling is not None]
+    if clipped and method.cap is None:
+        what = f"{len(clipped)} sites are clipped rectifiers ({', '.join(clipped[:3])}{' ...' if len(clipped) > 3 else ''})"
+        notes = (*notes, f"{what}: neurons without a cap fire beyond the clip; give a cap to keep it")
     return Plan(sites, {}, metadata, tuple(notes)).validate(graph)
 
 

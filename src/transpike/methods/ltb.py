@@ -26,7 +26,7 @@ from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import collapse, to_plan
+from transpike.methods._observe import check_neurons, collapse, to_plan
 from transpike.methods._statistics import clip, mean_overflow
 from transpike.spiking.plan import Granularity, Plan
 
@@ -61,10 +61,11 @@ class LTB:
         """Balance on ``iterations`` batches and return thresholds for every site.
 
         Raises:
-            PlanError: ``iterations`` or ``eta`` is not positive.
+            PlanError: ``iterations`` or ``eta`` is not positive, or ``v_init`` or ``cap`` is out of range.
         """
         if self.iterations < 1 or self.eta <= 0:
             raise PlanError(f"LTB(iterations={self.iterations}, eta={self.eta}): both must be positive")
+        check_neurons(self)
         theta: dict[str, torch.Tensor] = {}
         cut: dict[str, float] = {}  # share of the activation that the last batch lost
 

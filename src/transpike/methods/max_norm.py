@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import reduced_axes, to_plan, watch
+from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["MaxNorm"]
@@ -42,7 +42,12 @@ class MaxNorm:
     signed: bool = False
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
-        """Watch the ANN on ``batches`` and return thresholds for every site."""
+        """Watch the ANN on ``batches`` and return thresholds for every site.
+
+        Raises:
+            PlanError: ``v_init`` or ``cap`` is out of range.
+        """
+        check_neurons(self)
         largest: dict[str, torch.Tensor] = {}
 
         def look(site: Site, a: torch.Tensor) -> None:

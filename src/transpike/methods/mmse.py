@@ -25,7 +25,7 @@ import torch
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import collapse, to_plan, watch
+from transpike.methods._observe import check_neurons, collapse, to_plan, watch
 from transpike.methods._statistics import quantisation_errors
 from transpike.spiking.plan import Granularity, Plan
 
@@ -58,10 +58,11 @@ class MMSE:
         """Watch the ANN on ``batches`` twice (maximum, then errors) and return thresholds for every site.
 
         Raises:
-            PlanError: ``steps`` or ``shift`` is out of range.
+            PlanError: ``steps``, ``shift``, ``v_init`` or ``cap`` is out of range.
         """
         if self.steps < 1 or not 0 <= self.shift < 1:
             raise PlanError(f"MMSE(steps={self.steps}, shift={self.shift}): steps is at least 1, shift from 0 to below 1")
+        check_neurons(self)
         batches = Batches(graph, batches)
         largest: dict[str, Any] = {}
         errors: dict[str, Any] = {}
@@ -79,12 +80,11 @@ class MMSE:
 
         watch(graph, batches, find_largest)
         samples = watch(graph, batches, add_errors)
-        dtypes = next(iter(graph.params.values())) if graph.params else torch.zeros(())
         thresholds = {}
         for name, error in errors.items():
             grid = _candidates(largest[name], self.cap)
             best = np.take_along_axis(grid, error.argmin(1)[:, None], 1)[:, 0]  # the first of equals: the larger V
-            thresholds[name] = torch.from_numpy(best).to(dtypes.device, dtypes.dtype)
+            thresholds[name] = torch.from_numpy(best)
         return to_plan(self, graph, thresholds, samples)
 
 

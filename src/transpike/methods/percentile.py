@@ -20,7 +20,7 @@ import torch
 
 from transpike.errors import PlanError
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import collapse, to_plan, watch
+from transpike.methods._observe import check_neurons, collapse, to_plan, watch
 from transpike.methods._statistics import histogram
 from transpike.spiking.plan import Granularity, Plan
 
@@ -54,10 +54,11 @@ class Percentile:
         """Watch the ANN on ``batches`` and return thresholds for every site.
 
         Raises:
-            PlanError: ``q`` is not a percentage.
+            PlanError: ``q`` is not a percentage, or ``v_init`` or ``cap`` is out of range.
         """
         if not 0 < self.q <= 100:
             raise PlanError(f"q is {self.q}: a percentage, above 0 and at most 100")
+        check_neurons(self)
         counts: dict[str, Any] = {}
         largest: dict[str, torch.Tensor] = {}
 
@@ -70,15 +71,13 @@ class Percentile:
             largest[site.name] = torch.maximum(largest[site.name], x.amax((0, 2)))
 
         samples = watch(graph, batches, look)
-        dtypes = next(iter(graph.params.values())) if graph.params else torch.zeros(())
-        thresholds = {name: _quantile(counts[name], self.q / 100, largest[name]).to(dtypes.device, dtypes.dtype) for name in counts}
+        thresholds = {name: _quantile(counts[name], self.q / 100, largest[name]) for name in counts}
         return to_plan(self, graph, thresholds, samples)
 
 
 def _quantile(counts: Any, q: float, largest: torch.Tensor) -> torch.Tensor:
     """The value below which a share ``q`` of each row lies, linear inside its bin."""
     edges = ((np.arange(_BINS + 1, dtype=np.int64) + _BASE) << _SHIFT).astype(np.int32).view(np.float32)
-    edges[:2] = 0.0, _LOW
     edges[0] = 0.0
     total = counts.sum(1, keepdims=True)
     below = counts.cumsum(1)

@@ -1,0 +1,294 @@
+"""The command line: thin verbs over the library, no logic of their own.
+
+Exit codes: 0 done, 1 conversion or data error (one clear line), 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import transpike
+from transpike.demo import Trial, run_demo
+from transpike.errors import SpecError, TranspikeError
+from transpike.graph.capture import Pooling
+from transpike.measure.energy import energy as measure_energy
+from transpike.measure.report import Report, milestones
+from transpike.methods import available
+from transpike.network import SpikingNetwork
+from transpike.spiking.store import write_file
+from transpike.specs import import_factory, method_from, model_from
+from transpike.tasks.data import Counted, Preparation, loader_from
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=transpike.__doc__)
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+
+Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, package.module:factory, a .pt2 or a .spike file")]
+Network = Annotated[Path, typer.Argument(help="the .spike file that `transpike convert` wrote")]
+Weights = Annotated[str | None, typer.Option(help="state dict (.pt, .safetensors); for torchvision also a name such as DEFAULT")]
+Data = Annotated[str, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory")]
+Batch = Annotated[int, typer.Option(min=1, help="samples in a batch")]
+Limit = Annotated[int | None, typer.Option(min=1, help="use this many samples, spread evenly over the data")]
+Size = Annotated[int, typer.Option(min=1, help="image folders: side of the square given to the network")]
+Mean = Annotated[str | None, typer.Option(help="image data: mean of each channel, as 0.485,0.456,0.406")]
+Std = Annotated[str | None, typer.Option(help="image data: standard deviation of each channel")]
+Steps = Annotated[int, typer.Option(min=1, help="time steps")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+def _verb(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors are one line and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except TranspikeError as error:
+            err.print(f"error: {error}", highlight=False, markup=False)
+            raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
+        except KeyboardInterrupt as error:
+            err.print("interrupted: no file was left half written")
+            raise typer.Exit(130) from error
+
+    return app.command()(guarded)
+
+
+@_verb
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    shape: Annotated[str, typer.Option("--input", help="shape of one input, as 3x224x224")] = "3x224x224",
+    pooling: Annotated[Pooling, typer.Option(help="where max pooling stands")] = Pooling.RATE,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a network: sites, what is not spike-driven, shares of the operations."""
+    if model.endswith(".spike"):
+        found = transpike.inspect(transpike.load(model))
+    else:
+        example = torch.zeros(1, *_shape(shape))
+        found = transpike.inspect(transpike.capture(model_from(model, weights), example, pooling=pooling))
+    _show(found, as_json)
+
+
+@_verb
+def convert(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .spike file to write")],
+    method: Annotated[str, typer.Option(help="a name of `transpike methods`, or A+B for one after the other")] = "LTB",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, as iterations=500")] = None,
+    weights: Weights = None,
+    batch: Batch = 100,
+    limit: Limit = None,
+    size: Size = 224,
+    mean: Mean = None,
+    std: Std = None,
+    pooling: Annotated[Pooling, typer.Option(help="where max pooling stands")] = Pooling.RATE,
+    require_spiking: Annotated[bool, typer.Option(help="refuse a network with operations that are not spike-driven")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a network on calibration data and write a .spike file."""
+    chosen = method_from(method, settings or [])
+    net = model_from(model, weights)
+    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "train"), import_factory)
+    with _progress(f"calibrating with {method}", getattr(chosen, "iterations", None), as_json) as tick:
+        converted = transpike.convert(net, chosen, Counted(loader, tick), pooling=pooling, require_spiking=require_spiking)
+    converted.save(output)
+    if as_json:
+        out.print_json(json.dumps({"file": str(output), **converted.plan.header()["metadata"], "notes": list(converted.plan.notes)}))
+    else:
+        out.print(f"wrote {output}: {len(converted.graph.sites)} sites, {output.stat().st_size / 1e6:.1f} MB", highlight=False)
+        _notes(converted.plan.notes)
+
+
+@_verb
+def evaluate(
+    network: Network,
+    data: Data,
+    steps: Steps = 32,
+    start: Annotated[list[int] | None, typer.Option(help="also read out from this step on")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for report.txt, report.json and curves.png")] = None,
+    batch: Batch = 100,
+    limit: Limit = None,
+    size: Size = 224,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy at every step, agreement with the ANN, rates and energy, in one pass."""
+    net = transpike.load(network)
+    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "test"), import_factory)
+    with _progress("samples", _samples(loader), as_json) as tick:
+        done = 0
+
+        def advance(samples: int) -> None:
+            nonlocal done
+            tick(samples - done)
+            done = samples
+
+        report = transpike.evaluate(net, loader, steps, starts=tuple(start or ()), progress=advance)
+    if output is not None:
+        report.save(output)
+    _show(report, as_json)
+
+
+@_verb
+def energy(
+    network: Network,
+    data: Data,
+    steps: Steps = 32,
+    batch: Batch = 100,
+    limit: Limit = None,
+    size: Size = 224,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Synaptic operations and energy per sample under both constant sets; needs no labels."""
+    net: SpikingNetwork = transpike.load(network)
+    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "test"), import_factory)
+    with _progress("batches", None, as_json) as tick:
+        found = measure_energy(net, Counted(loader, tick), steps)
+    _show(found, as_json)
+
+
+@_verb
+def methods(as_json: Json = False) -> None:
+    """List the conversion methods with their settings."""
+    found = {name: cls for name, cls in available().items() if name != "Chain"}
+    if as_json:
+        out.print_json(json.dumps({name: {"about": _about(cls), "settings": _settings(cls)} for name, cls in found.items()}))
+        return
+    table = Table("method", "what it does", "settings", box=None, pad_edge=False)
+    for name, cls in found.items():
+        table.add_row(name, _about(cls), ", ".join(f"{key}={value}" for key, value in _settings(cls).items()))
+    out.print(table)
+
+
+@_verb
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for reports and curves")] = Path("transpike-demo"),
+    steps: Steps = 64,
+    as_json: Json = False,
+) -> None:
+    """Convert a small network for handwritten digits with every method and compare them."""
+    write_file(output / "README.txt", lambda path: path.write_text("Written by `transpike demo`.\n"))
+    with _progress("converting with every method", None, as_json) as tick:
+
+        def done(trial: Trial, report: Report) -> None:
+            tick(1)
+
+        reports = run_demo(output, steps, done)
+    if as_json:
+        out.print_json(json.dumps({name: report.to_dict() for name, report in reports.items()}))
+        return
+    _compare(reports, steps)
+    out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
+
+
+def _compare(reports: Any, steps: int) -> None:
+    first = next(iter(reports.values()))
+    out.print(f"{first.network}: top-1 (%) on {first.samples} handwritten digits by time steps; ANN {first.ann['top1']:.2%}")
+    table = Table("method", box=None, pad_edge=False)
+    for name in (*map(str, milestones(steps)), "rate", "MSOP", "saving*"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, report in reports.items():
+        cells = [f"{100 * report.at(t):.1f}" for t in milestones(steps)]
+        rate = sum(report.rates.values()) / max(1, len(report.rates))
+        t = report.steps_to(0.99)
+        saving = "-" if t is None else f"{report.energy.at(t)['cmos45']['saving']:.1f}x at {t}"
+        table.add_row(name, *cells, f"{rate:.2f}", f"{report.energy.sops[-1] / 1e6:.1f}", saving)
+    out.print(table)
+    out.print("rate: spikes per neuron and step; MSOP: million synaptic operations of all steps", highlight=False)
+    out.print("* energy of the ANN over the SNN's where it first has 99 % of the ANN's accuracy (45 nm CMOS)", highlight=False)
+    for name, report in reports.items():
+        for note in report.notes:
+            out.print(f"note: {name}: {note}", highlight=False)
+
+
+def _show(found: Any, as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps(found.to_dict()))
+    else:
+        out.print(str(found), highlight=False, markup=False)
+
+
+def _notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        out.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _about(cls: type) -> str:
+    """The first sentence of the module that holds the method."""
+    text = (sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(text.split()).rstrip(".")
+
+
+def _settings(cls: type) -> dict[str, Any]:
+    return {f.name: getattr(f.default, "value", f.default) for f in dataclasses.fields(cls)}
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        shape = [int(size) for size in text.lower().split("x")]
+    except ValueError:
+        shape = []
+    if not shape or min(shape) < 1:
+        raise SpecError(f"--input {text!r} is no shape: write 3x224x224")
+    return shape
+
+
+def _preparation(batch: int, limit: int | None, size: int, mean: str | None, std: str | None, split: str) -> Preparation:
+    chosen: dict[str, Any] = {}
+    for name, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            try:
+                chosen[name] = tuple(float(value) for value in text.split(","))
+            except ValueError as error:
+                raise SpecError(f"--{name} {text!r} is no list of numbers: write 0.485,0.456,0.406") from error
+    return Preparation(size=size, batch=batch, limit=limit, split=split, **chosen)
+
+
+def _samples(loader: Any) -> int | None:
+    return len(loader.dataset) if isinstance(loader, torch.utils.data.DataLoader) else None
+
+
+@contextmanager
+def _progress(what: str, total: int | None, quiet: bool) -> Iterator[Any]:
+    """A progress bar on the error stream; yields ``tick(n)``."""
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n=1: progress.advance(task, n)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        app(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def run() -> None:
+    """The ``transpike`` command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,91 @@
+"""The main job on a network that comes with the package: handwritten digits, every method, in a minute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from transpike.convert import convert
+from transpike.measure.evaluate import evaluate
+from transpike.measure.report import Report, draw
+from transpike.methods import Method, available
+from transpike.methods.chain import Chain
+from transpike.spiking.store import write_file
+from transpike.tasks.data import digits
+
+__all__ = ["DigitsNet", "Trial", "demo_methods", "digits_net", "run_demo"]
+
+WEIGHTS = Path(__file__).parent / "assets" / "digits.safetensors"
+
+
+class DigitsNet(nn.Module):
+    """Convolutions with batch norm, a residual sum and max pooling, for 1 x 8 x 8 digits (26 k parameters)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+        self.branch = nn.Sequential(
+            nn.Conv2d(24, 24, 3, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            nn.Conv2d(24, 24, 3, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+        )
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.deep = nn.Sequential(nn.Conv2d(24, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.head = nn.Linear(48, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.pool(self.relu(x + self.branch(x)))
+        return self.head(self.deep(x).mean((2, 3)))
+
+
+def digits_net() -> DigitsNet:
+    """The trained network (made by ``examples/train_digits.py``)."""
+    net = DigitsNet()
+    net.load_state_dict(load_file(WEIGHTS))
+    return net.eval()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to convert: a name for tables, and the method."""
+
+    name: str
+    method: Method
+
+
+def demo_methods() -> list[Trial]:
+    """Every method as it is, and what signed neurons and bursts make of MMSE."""
+    methods = {name: cls for name, cls in available().items() if cls is not Chain}
+    trials = [Trial(name, cls()) for name, cls in methods.items()]
+    mmse = methods["MMSE"]
+    return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, 4 a step", mmse(steps=8, cap=4, signed=True))]
+
+
+def run_demo(folder: Path, steps: int = 64, done: Callable[[Trial, Report], object] | None = None) -> Mapping[str, Report]:
+    """Convert the digits network with every method, measure each, write reports and curves into ``folder``."""
+    net = digits_net()
+    calibration = list(DataLoader(digits("train"), batch_size=100))
+    test = list(DataLoader(digits("test"), batch_size=450))
+    reports: dict[str, Report] = {}
+    for trial in demo_methods():
+        report = evaluate(convert(net, trial.method, calibration), test, steps)
+        reports[trial.name] = report
+        report.save(folder / trial.name.lower().replace(", ", "-").replace(" ", "-"))
+        if done is not None:
+            done(trial, report)
+    write_file(folder / "curves.png", lambda path: draw(list(reports.values()), path, list(reports)))
+    summary: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
+    write_file(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1)))
+    return reports

@@ -1,0 +1,141 @@
+"""Data sets by name: what the command line calls ``digits``, ``imagefolder:DIR``, ``cifar10:DIR``, ``npz:FILE``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import datasets, transforms
+
+from transpike.errors import DataError, SpecError
+
+__all__ = ["Counted", "Preparation", "digits", "loader_from"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images become tensors, and how many.
+
+    Args:
+        size: side of the square that is cut out of the middle, after the shorter side is scaled to size / 0.875.
+        mean, std: of each channel, subtracted and divided by (pixels from 0 to 1).
+        batch: samples in a batch. limit: how many samples in all, None for all, spread evenly over the data.
+        split: "train" or "test", for data that has both.
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    batch: int = 100
+    limit: int | None = None
+    split: str = "test"
+
+
+def loader_from(spec: str, preparation: Preparation, factory: Callable[[str, str], Callable[..., Any]] | None = None) -> Any:
+    """Batches (input, class number) of the data called ``spec``.
+
+    Args:
+        spec: ``digits``, ``imagefolder:DIR`` (a folder of images per class), ``cifar10:DIR`` (the data set's python
+            version, nothing is downloaded), ``npz:FILE`` (arrays x and y), or ``package.module:factory``.
+        factory: finds the callable of the last form.
+
+    Raises:
+        SpecError: no such kind of data. DataError: it is not there, empty, or not readable.
+    """
+    kind, sign, where = spec.partition(":")
+    if kind in _SOURCES and (sign or kind == "digits"):
+        data = _SOURCES[kind](Path(where), preparation)
+    elif sign and factory is not None:
+        data = factory(spec, "data")()
+    else:
+        raise SpecError(f"{spec!r} names no data: write digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory")
+    if not isinstance(data, Dataset):
+        return data  # batches of the user's own making
+    size = len(data)  # type: ignore[arg-type]
+    if not size:
+        raise DataError(f"{spec} has no samples")
+    if preparation.limit is not None and preparation.limit < size:
+        if preparation.limit < 1:
+            raise DataError(f"the limit is {preparation.limit}: use at least one sample")
+        data = Subset(data, np.linspace(0, size - 1, preparation.limit).round().astype(int).tolist())
+    return DataLoader(data, batch_size=preparation.batch)
+
+
+def digits(split: str) -> TensorDataset:
+    """scikit-learn's 8 x 8 digits, pixels from 0 to 1; every fourth sample is for test. N 1 8 8"""
+    data: Any = load_digits()
+    x = torch.from_numpy(data.images / 16.0).float()[:, None]
+    y = torch.from_numpy(data.target).long()
+    test = torch.arange(len(x)) % 4 == 3
+    chosen = test if split == "test" else ~test
+    return TensorDataset(x[chosen], y[chosen])
+
+
+def _digits(path: Path, preparation: Preparation) -> Dataset[Any]:
+    return digits(preparation.split)
+
+
+def _image_folder(path: Path, preparation: Preparation) -> Dataset[Any]:
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}: check the path")
+    steps = [
+        transforms.Resize(round(preparation.size / 0.875)),
+        transforms.CenterCrop(preparation.size),
+        transforms.ToTensor(),
+        transforms.Normalize(preparation.mean, preparation.std),
+    ]
+    try:
+        return datasets.ImageFolder(str(path), transforms.Compose(steps))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is no image folder: it needs one folder of images per class ({error})") from error
+
+
+def _cifar10(path: Path, preparation: Preparation) -> Dataset[Any]:
+    steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize(preparation.mean, preparation.std)])
+    try:
+        return datasets.CIFAR10(str(path), train=preparation.split == "train", transform=steps, download=False)
+    except RuntimeError as error:
+        raise DataError(f"CIFAR-10 is not in {path}: put cifar-10-batches-py there ({error})") from error
+
+
+def _npz(path: Path, preparation: Preparation) -> Dataset[Any]:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}: check the path")
+    try:
+        with np.load(path) as arrays:
+            x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    except KeyError as error:
+        raise DataError(f"{path} has no array {error}: save it with np.savez(file, x=inputs, y=classes)") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npz file: {error}") from error
+    if len(x) != len(y):
+        raise DataError(f"{path} has {len(x)} inputs and {len(y)} classes: one class number per input")
+    return TensorDataset(x.float(), y.long())
+
+
+_SOURCES: Mapping[str, Callable[[Path, Preparation], Dataset[Any]]] = {
+    "cifar10": _cifar10,
+    "digits": _digits,
+    "imagefolder": _image_folder,
+    "npz": _npz,
+}
+
+
+class Counted:
+    """Batches that tell how many have gone by; can be gone through again if the original can."""
+
+    def __init__(self, batches: Any, tick: Callable[[], object]) -> None:
+        self._batches, self._tick = batches, tick
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            yield batch
+            self._tick()
