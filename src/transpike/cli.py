@@ -109,7 +109,9 @@ def convert(
         converted = transpike.convert(net, chosen, Counted(loader, tick), pooling=pooling, require_spiking=require_spiking)
     converted.save(output)
     if as_json:
-        out.print_json(json.dumps({"file": str(output), **converted.plan.header()["metadata"], "notes": list(converted.plan.notes)}))
+        out.print_json(
+            json.dumps({"file": str(output), **converted.plan.header()["metadata"], "notes": list(converted.plan.notes)})
+        )
     else:
         out.print(f"wrote {output}: {len(converted.graph.sites)} sites, {output.stat().st_size / 1e6:.1f} MB", highlight=False)
         _notes(converted.plan.notes)
