@@ -9,6 +9,7 @@ placed before the neuron step by step (the papers' form, ``Pooling.CURRENT``) as
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def measure(name: str, warm: bool) -> dict[str, Any]:
         net = convert(model, MaxNorm(**settings), [x], pooling=pooling)
         run = simulate(net, x, steps=STEPS[-1], max_memory=4 << 30)
         errors = [float((run.readout(t) - wanted).norm() / wanted.norm()) for t in STEPS]
-        ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+        ratios = [a / b for a, b in pairwise(errors)]
         worst = sorted(layer_errors(net, x, run).items(), key=lambda item: -item[1])[:5]
         found[variant] = {"steps": STEPS, "error": errors, "ratio": ratios, "worst_layers_at_512": dict(worst)}
         print(name, "warm" if warm else "", variant, [f"{e:.4f}" for e in errors], [f"{r:.2f}" for r in ratios], flush=True)

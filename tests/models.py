@@ -9,13 +9,34 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["ANALOG", "CASES", "Case", "batch_of", "calibration", "dyadic", "eighths", "images", "make", "tensors"]
+from transpike.graph.capture import Pooling, capture
+from transpike.graph.ir import Graph
+from transpike.methods.max_norm import MaxNorm
+from transpike.spiking.plan import Plan
+
+__all__ = [
+    "ANALOG",
+    "CASES",
+    "Case",
+    "as_inputs",
+    "batch_of",
+    "calibration",
+    "captured",
+    "converted",
+    "dyadic",
+    "eighths",
+    "images",
+    "make",
+    "tensors",
+    "vectors",
+]
 
 
 class Residual(nn.Module):
@@ -249,14 +270,51 @@ class SqueezeExcite(nn.Module):
         return self.fc((x * gate[:, :, None, None]).mean((2, 3)))
 
 
+class Masks(nn.Module):
+    """Masks, indices and constants beside real values: comparison, where, arg max, maximum with a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.register_buffer("floor", torch.full((8,), 0.25))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.a(x))
+        x = torch.where(x > 0.3, x, 0.1 * x) + F.one_hot(x.argmax(1), 8)
+        return self.c(torch.maximum(F.relu(self.b(x)), self.floor) * (x > 0.2).float())
+
+
+class TokensFirst(nn.Module):
+    """Returns its tokens first, the batch on axis 1, as sequence models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.relu(self.a(x.transpose(0, 1))))  # N L D -> L N D
+
+
+def encoder() -> nn.Module:
+    """A stock transformer encoder layer with a ReLU in front; its attention goes through tokens-first layouts."""
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3))
+
+
+def recurrent() -> nn.Module:
+    """A GRU over the tokens of a sample, behind a neuron layer."""
+    return nn.Sequential(OrderedDict(up=nn.Linear(6, 8), act=nn.ReLU(), gru=nn.GRU(8, 5, batch_first=True)))
+
+
 def mlp() -> nn.Module:
     """Two rectified linear layers and a read-out."""
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
 
 
 def relu6() -> nn.Module:
-    """ReLU6 behind a wide first layer, so that it clips."""
-    return nn.Sequential(OrderedDict(up=nn.Linear(6, 8), act=nn.ReLU6(), fc=nn.Linear(8, 4)))
+    """ReLU6 behind a layer with large weights, so that it clips."""
+    up = nn.Linear(6, 8)
+    up.weight.data *= 10
+    return nn.Sequential(OrderedDict(up=up, act=nn.ReLU6(), fc=nn.Linear(8, 4)))
 
 
 def depthwise() -> nn.Module:
@@ -336,9 +394,20 @@ CASES: dict[str, Case] = {
     "activations": Case(Activations, vectors),
     "attention": Case(Attention, lambda n: vectors(n, 5, 6)),
     "squeeze_excite": Case(SqueezeExcite),
+    "masks": Case(Masks, vectors),
+    "tokens_first": Case(TokensFirst, lambda n: vectors(n, 5, 6)),
+    "encoder": Case(encoder, lambda n: vectors(n, 5, 6)),
+    "recurrent": Case(recurrent, lambda n: vectors(n, 5, 6)),
 }
 
-ANALOG = ("activations", "attention", "squeeze_excite")  # their main operations are analog; max pools are so elsewhere
+ANALOG = (
+    "activations",
+    "attention",
+    "squeeze_excite",
+    "masks",
+    "encoder",
+    "recurrent",
+)  # their main operations are analog; max pools are so elsewhere
 
 
 def make(name: str, seed: int = 0) -> nn.Module:
@@ -368,9 +437,26 @@ def dyadic(model: nn.Module, scale: float = 4.0) -> nn.Module:
     return model
 
 
+@cache
+def captured(name: str, pooling: Pooling = Pooling.RATE) -> Graph:
+    """The network called ``name``, captured once for all tests."""
+    return capture(make(name), batch_of(name, 3), pooling=pooling)
+
+
+@cache
+def converted(name: str) -> tuple[Graph, Plan]:
+    """The captured network with max-norm thresholds."""
+    return captured(name), MaxNorm().fit(captured(name), calibration(name))
+
+
 def batch_of(name: str, n: int = 4) -> Any:
     """``n`` samples of the input of the network called ``name``."""
     return CASES[name].example(n)
+
+
+def as_inputs(batch: Any) -> tuple[torch.Tensor, ...]:
+    """A batch as the positional arguments of its network."""
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:

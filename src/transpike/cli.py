@@ -212,7 +212,8 @@ def _compare(reports: Any, steps: int) -> None:
         cells = [f"{100 * report.at(t):.1f}" for t in milestones(steps)]
         rate = sum(report.rates.values()) / max(1, len(report.rates))
         t = report.steps_to(0.99)
-        saving = "-" if t is None else f"{report.energy.at(t)['cmos45']['saving']:.1f}x at {t}"
+        factor = None if t is None else report.energy.at(t)["cmos45"]["saving"]
+        saving = "-" if factor is None else f"{factor:.1f}x at {t}"
         table.add_row(name, *cells, f"{rate:.2f}", f"{report.energy.sops[-1] / 1e6:.1f}", saving)
     out.print(table)
     out.print("rate: spikes per neuron and step; MSOP: million synaptic operations of all steps", highlight=False)

@@ -7,7 +7,6 @@ the number of steps nor the size of a chunk changes a result.
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
+from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
-from transpike.errors import DataError, MemoryBudgetError, SpecError
+from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret, overwritable
 from transpike.graph.interpret import frees as find_frees
@@ -42,8 +42,6 @@ class Population(Protocol):
 NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor], Population]
 
 ENGINES: Mapping[str, NewPopulation] = {"dense": DensePopulation}
-
-_CACHE_BYTES = 4 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,23 +96,33 @@ def simulate(
         probe: sees what neurons and analog operations emit, chunk by chunk.
 
     Raises:
-        DataError: wrong shapes, an empty batch, values that are not finite.
+        DataError: wrong shapes, an empty batch, values that are not finite, no steps.
+        SpecError: there is no such engine.
         MemoryBudgetError: ``max_memory`` is too small for even one step of one sample.
     """
     if engine not in ENGINES:
         raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
     if steps < 1:
         raise DataError(f"steps is {steps}: simulate at least one step")
+    if chunk is not None and chunk < 1:
+        raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
     inputs = checked_inputs(graph, inputs)
     program = _Program.of(graph, plan)
     samples = len(inputs[0])
-    per_chunk, per_run = _chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
-    parts = []
+    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
+    whole = None
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            parts.append(_MicroBatch(program, some, first, ENGINES[engine], probe).run(steps, per_chunk))
-    return _joined(parts)
+            part = _MicroBatch(program, some, first, ENGINES[engine], probe).run(steps, per_chunk)
+            if per_run >= samples:
+                return part
+            whole = _room(part, samples, axes) if whole is None else whole
+            _place(part, whole, first, samples, axes)
+            del part  # before the next one needs its room
+    assert whole is not None
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +134,8 @@ class _Program:
     params: Mapping[str, torch.Tensor]
     sites: Mapping[str, Site]
     own: set[str]  # results whose memory their only reader may reuse
-    body_names: set[str]
+    averaged: set[str]  # what the combinator reads by its running mean: all that varies, but masks and indices
+    summed: set[str]  # analog operations that need sums only
     batch_axes: Mapping[str, int]
     prefix_frees: list[list[str]]
     body_frees: list[list[str]]
@@ -135,17 +144,24 @@ class _Program:
     def of(graph: Graph, plan: Plan) -> _Program:
         outputs = set(tree_refs(graph.outputs))
         for_body = outputs | {name for node in graph.body for name in node.refs()}
+        averaged = {node.name for node in graph.body if node.floating}
         return _Program(
             graph,
             plan,
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
             overwritable(graph.body, graph.outputs),
-            {node.name for node in graph.body},
+            averaged,
+            {node.name for node in graph.body if _works_on_sums(node, averaged)},
             {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
             find_frees(graph.prefix, for_body),
             find_frees(graph.body, outputs),
         )
+
+
+def _works_on_sums(node: Node, averaged: set[str]) -> bool:
+    """Is ``f(c x) = c f(x)`` for all that it reads? A constant operand would have to grow with the sums."""
+    return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
 
 
 class _MicroBatch:
@@ -172,18 +188,20 @@ class _MicroBatch:
     def run(self, steps: int, per_chunk: int) -> Run:
         graph = self._program.graph
         names = list(dict.fromkeys(tree_refs(graph.outputs)))
-        read: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        read: dict[str, torch.Tensor] = {}
         for self._done in range(0, steps, per_chunk):
             self._steps = min(per_chunk, steps - self._done)
             env = _ChunkValues(self._constants, self._program.batch_axes, self._steps)
             interpret(graph.body, env, self._handle, self._program.body_frees)
             for name in names:
-                read[name].append(self._steps_first(name, env[name]))
-        leaves = {name: torch.cat(parts) for name, parts in read.items()}
+                y = self._steps_first(name, env[name])  # T N ...
+                if name not in read:
+                    read[name] = y.new_empty((steps, *y.shape[1:]))
+                read[name][self._done : self._done + len(y)] = y
         sites = {site.node: site.name for site in graph.sites}
         return Run(
             steps,
-            map_tree(lambda leaf: leaves[leaf.name], graph.outputs),
+            map_tree(lambda leaf: read[leaf.name], graph.outputs),
             {sites[node]: p.spikes() for node, p in self._populations.items()},
             {sites[node]: p.net() for node, p in self._populations.items()},
             {sites[node]: p.membrane() for node, p in self._populations.items()},
@@ -197,7 +215,7 @@ class _MicroBatch:
         else:
             result = self._add_in_place(node, env)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
-        if self._probe is not None:
+        if self._probe is not None and node.floating:
             self._probe(node, self._steps_first(node.name, result), self._done, self._first_sample)
         return result
 
@@ -213,13 +231,15 @@ class _MicroBatch:
         return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
 
     def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
-        average = self._averages.setdefault(node.name, _RunningMean(base_name(node.op) in HOMOGENEOUS))
-        varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.body_names]
+        average = self._averages.setdefault(node.name, _RunningMean(node.name in self._program.summed))
+        varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.averaged]
         means = {}
         for name in varying:
             means[name] = torch.empty_like(env[name])
             average.add(name, self._steps_first(name, env[name]), self._steps_first(name, means[name]), self._done)
         total = call(node, ChainMap(means, env), self._steps * self._samples, self._device)  # type: ignore[arg-type]
+        if not node.floating:
+            return total  # a mask or an index of the means: what reads it takes it as it is
         change = torch.empty_like(total)
         average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
         return change
@@ -281,67 +301,31 @@ class _RunningMean:
             self._before = now
 
 
-def _joined(parts: Sequence[Run]) -> Run:
-    """The runs of some samples as one."""
-    if len(parts) == 1:
-        return parts[0]
-    flat = [list(_leaves(part.outputs)) for part in parts]
-    batches = iter([torch.cat(leaf, dim=1) for leaf in zip(*flat, strict=True)])
+def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
+    """An empty run of ``samples`` samples for parts like ``part``; ``axes`` are the batch axes of the outputs."""
 
-    def together(key: str) -> dict[str, torch.Tensor]:
-        return {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in parts[0].spikes}
+    def wider(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        return x.new_empty((*x.shape[:axis], samples * x.shape[axis] // count, *x.shape[axis + 1 :]))
 
-    outputs = map_tree(lambda _: next(batches), parts[0].outputs)
-    return Run(parts[0].steps, outputs, together("spikes"), together("net"), together("membranes"))
+    count = len(next(iter(part.spikes.values()))) if part.spikes else next(_leaves(part.outputs)).shape[axes[0]]
+    rooms = iter([wider(x, axis) for x, axis in zip(_leaves(part.outputs), axes, strict=True)])
+    spikes = {name: wider(x) for name, x in part.spikes.items()}
+    net = {n: spikes[n] if x.data_ptr() == part.spikes[n].data_ptr() else wider(x) for n, x in part.net.items()}
+    membranes = {name: wider(x) for name, x in part.membranes.items()}
+    return Run(part.steps, map_tree(lambda _: next(rooms), part.outputs), spikes, net, membranes)
+
+
+def _place(part: Run, whole: Run, first: int, samples: int, axes: Sequence[int]) -> None:
+    """Copy ``part``, whose first sample is the run's sample ``first``, to its place."""
+    for x, room, axis in zip(_leaves(part.outputs), _leaves(whole.outputs), axes, strict=True):
+        rows = room.shape[axis] // samples * first
+        room.narrow(axis, rows, x.shape[axis]).copy_(x)
+    for mine, room in ((part.spikes, whole.spikes), (part.net, whole.net), (part.membranes, whole.membranes)):
+        for name, x in mine.items():
+            room[name][first : first + len(x)] = x
 
 
 def _leaves(tree: Any) -> Iterator[torch.Tensor]:
     collected: list[torch.Tensor] = []
     map_tree(collected.append, tree)
     return iter(collected)
-
-
-def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
-    """What a run holds for one sample from its first step to its last: state, results, the constant part."""
-    state = sum(site.units * (3 if plan.sites[site.name].signed else 2) for site in graph.sites)
-    nodes = {node.name: node for node in graph.nodes}
-    for node in graph.body:
-        if node.role is Role.ANALOG:
-            state += node.numel() + sum(nodes[name].numel() for name in node.refs() if name in nodes)
-    read = {name for node in graph.body for name in node.refs()}
-    state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
-    state += sum(math.prod(value.shape) for value in graph.inputs)
-    state += 2 * steps * sum(nodes[name].numel() for name in tree_refs(graph.outputs) if name in nodes)
-    return state * itemsize
-
-
-def bytes_per_frame(graph: Graph, itemsize: int = 4) -> int:
-    """Peak of what one step of one sample needs while it passes through the body (results and scratch space)."""
-    sizes = {node.name: node.numel() for node in graph.nodes}
-    live = peak = 0
-    for node, dead in zip(graph.body, find_frees(graph.body, set(tree_refs(graph.outputs))), strict=True):
-        live += sizes[node.name]
-        scratch = sizes[node.name] + sum(sizes.get(name, 0) for name in node.refs())  # libraries reorder operands
-        peak = max(peak, live + (2 * scratch if node.role is Role.ANALOG else scratch))
-        live -= sum(sizes[name] for name in dead)
-    return peak * itemsize
-
-
-def _chunking(
-    graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
-) -> tuple[int, int]:
-    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``."""
-    largest = max((node.numel() for node in graph.body), default=1) * itemsize
-    frames = max(1, _CACHE_BYTES // max(largest, 1))
-    if max_memory is not None:
-        held, frame = samples * bytes_per_sample(graph, plan, steps, itemsize), bytes_per_frame(graph, itemsize)
-        if held + frame > max_memory:
-            fitting = max(0, (max_memory - frame) // max(1, held // samples))
-            raise MemoryBudgetError(
-                f"{graph.name}: {samples} samples x {steps} steps hold {held >> 20} MiB and one step {frame >> 20} MiB, "
-                f"more than max_memory = {max_memory >> 20} MiB: "
-                + (f"give at most {fitting} samples at a time" if fitting else "allow more memory, or use smaller inputs")
-            )
-        frames = max(1, min(frames, (max_memory - held) // max(1, frame)))
-    per_chunk = min(steps, frames) if chunk is None else min(steps, chunk)
-    return per_chunk, max(1, min(samples, frames // per_chunk))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -21,7 +24,18 @@ from torch.utils import _pytree as pytree
 
 from transpike.errors import CaptureError
 from transpike.graph import passes
-from transpike.graph.encode import encode, filled, is_data, is_random, is_symbolic, label, module_path, op_name, shape_of
+from transpike.graph.encode import (
+    encode,
+    filled,
+    is_data,
+    is_floating,
+    is_random,
+    is_symbolic,
+    label,
+    module_path,
+    op_name,
+    shape_of,
+)
 from transpike.graph.ir import DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
 from transpike.graph.probe import mixing_problems
 from transpike.graph.roles import base_name
@@ -55,24 +69,24 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(type(model).__name__, ["it is not a torch.nn.Module: pass the network itself"])
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     name = type(model).__name__
     args, kwargs = _arguments(name, example)
     problems = [*_input_problems(args, kwargs), *_model_problems(model)]
     if problems:
         # look on for further problems in a copy that is fit to be traced, so that all are reported at once
-        args, kwargs = pytree.tree_map(_as_float, (args, kwargs))
+        args, kwargs = pytree.tree_map(_sound, (args, kwargs))
         model = copy.deepcopy(model).eval()
-    model, args, kwargs = _at_least_single_precision(model, args, kwargs)
+    model, args, kwargs = _in_one_precision(model, args, kwargs)
     pair = pytree.tree_map(_two_samples, (args, kwargs))
     program, export_problems = _export(model, *pair)
     if program is None:
         raise CaptureError(name, problems + export_problems)
     graph, translation_problems = _translate(program, name, *pair)
+    if not translation_problems:
+        graph = passes.normalise(graph, pooling)
+        problems += mixing_problems(graph, _flat(*pair))
     problems += translation_problems
-    if problems:
-        raise CaptureError(name, problems)
-    graph = passes.normalise(graph, pooling)
-    problems += mixing_problems(graph, _flat(*pair))
     if problems:
         raise CaptureError(name, problems)
     return graph
@@ -110,8 +124,10 @@ def _model_problems(model: nn.Module) -> list[str]:
     return problems
 
 
-def _as_float(x: torch.Tensor) -> torch.Tensor:
-    return x if x.is_floating_point() else x.float()
+def _sound(x: torch.Tensor) -> torch.Tensor:
+    """An input that can be traced in place of one that is empty or not real."""
+    x = x if x.is_floating_point() else x.float()
+    return x if x.dim() and len(x) else x.new_zeros((2, *x.shape[1:]))
 
 
 def _two_samples(x: torch.Tensor) -> torch.Tensor:
@@ -120,12 +136,14 @@ def _two_samples(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x[:2], x[:1]])[:2] if x.dim() and len(x) else x
 
 
-def _at_least_single_precision(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
-    """Half-precision networks are simulated in float32: membranes add up many small currents."""
+def _in_one_precision(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
+    """Half-precision networks are simulated in float32: membranes add up many small currents. Inputs as the weights."""
     half = (torch.float16, torch.bfloat16)
     if any(p.dtype in half for p in model.parameters()):
         model = copy.deepcopy(model).float()
-    return (model, *pytree.tree_map(lambda x: x.float() if x.dtype in half else x, (args, kwargs)))
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    one = found.pop() if len(found) == 1 else None
+    return (model, *pytree.tree_map(lambda x: x.to(one or (torch.float32 if x.dtype in half else x.dtype)), (args, kwargs)))
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram | None, list[str]]:
@@ -133,8 +151,7 @@ def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram |
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
     modes = {name: module.training for name, module in model.named_modules()}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _silence(), torch.no_grad():
             dynamic = {**dict(zip(_parameter_names(model), shapes[0], strict=False)), **shapes[1]} if kwargs else shapes[0]
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             return program.run_decompositions({}), []
@@ -143,6 +160,19 @@ def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram |
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """torch logs and prints whole programs for what we report in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _parameter_names(model: nn.Module) -> list[str]:
@@ -154,13 +184,13 @@ def _explain(error: Exception) -> str:
     text = str(error)
     where = ""
     for line in text.splitlines():
-        if ".py" in line and "torch/" not in line and ("File" in line or "(" in line):
+        if line.strip().startswith('File "') and "/torch/" not in line:
             where = f" (at {line.strip()})"
             break
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in text or ("UserError" in kind and "control flow" in text):
         return f"control flow that depends on the data{where}: replace `if`/`while` on tensor values by torch.where"
-    if "ConstraintViolation" in kind or "specializ" in text or "Constraints violated" in text:
+    if "ConstraintViolation" in kind or "specializ" in text or "Constraints violated" in text or "invalid for input of" in text:
         return "the batch size is fixed inside the model (a shape like view(2, -1)): use x.shape[0] or flatten(1)"
     first = next((line for line in text.splitlines() if line.strip()), kind)
     return f"torch.export cannot trace it: {kind}: {first[:300]}{where}"
@@ -214,6 +244,8 @@ def _translate(
             random[f"{op} in {path or 'the model'}"] += 1
         if base_name(op) in _STATEFUL_NORMS:
             stateful.append(path)
+        if base_name(op) == "aten.as_strided":
+            problems.append(f"{op} in {path or 'the model'} depends on the layout of memory: write it with view, unfold or slices")
         try:
             shape = shape_of(fx.meta.get("val"))
             fill = filled(fx, op)
@@ -225,10 +257,10 @@ def _translate(
         except ValueError as error:
             problems.append(f"{op} in {path or 'the model'}: {error}")
             continue
-        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, label(fx)))
+        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, label(fx), floating=is_floating(fx.meta["val"])))
     if stateful:
         some = ", ".join(stateful[:3]) + (f" and {len(stateful) - 3} more" if len(stateful) > 3 else "")
-        problems.append(f"normalisation by batch statistics (training mode) in {some}: call .eval() on it")
+        problems.append(f"normalisation by batch statistics in {some}: call .eval() on it, or give it running statistics")
     for what, count in random.items():
         times = "" if count == 1 else f" ({count} times)"
         problems.append(f"random operation {what}{times}: the same input must give the same output; remove it or call .eval()")

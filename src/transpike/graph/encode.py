@@ -14,11 +14,18 @@ from torch.fx import Node as FxNode
 from transpike.graph.ir import BatchSize, DeviceSlot, Ref
 from transpike.graph.roles import NO_OPS, base_name
 
-__all__ = ["encode", "filled", "is_data", "is_random", "is_symbolic", "label", "module_path", "op_name", "shape_of"]
+__all__ = ["encode", "filled", "is_data", "is_floating", "is_random", "is_symbolic", "label", "module_path", "op_name", "shape_of"]
+
+_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 
 
 def is_symbolic(value: Any) -> bool:
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_floating(value: Any) -> bool:
+    """Is it real or complex? Several tensors are what each of them is."""
+    return not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex()
 
 
 def is_random(fx: FxNode, op: str) -> bool:
@@ -26,6 +33,8 @@ def is_random(fx: FxNode, op: str) -> bool:
         return False
     if base_name(op) == "aten.scaled_dot_product_attention":
         return bool((fx.args[4] if len(fx.args) > 4 else fx.kwargs.get("dropout_p", 0.0)) != 0.0)
+    if base_name(op) in _RECURRENT:  # (input, states, weights, biases, layers, dropout, train, ...)
+        return fx.args[6] is not False
     return not (base_name(op) in NO_OPS and fx.args[-1] is False)  # dropout(x, p, train=False)
 
 

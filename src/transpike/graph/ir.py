@@ -52,6 +52,7 @@ class Node:
 
     ``shape`` is the shape of its result with `BatchSize` where the batch is (None: not one tensor).
     ``index`` picks one of several results. ``varying``: does it change from step to step in the spiking network?
+    ``floating``: is the result real (or complex), not a mask or an index, which have no average?
     """
 
     name: str
@@ -63,6 +64,7 @@ class Node:
     path: str = ""  # the module that called it
     index: int | None = None
     varying: bool = True
+    floating: bool = True
 
     @property
     def batch_axis(self) -> int | None:

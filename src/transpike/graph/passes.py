@@ -89,7 +89,7 @@ def pick_results(graph: Graph) -> Graph:
     for node in graph.body:
         source = by_name.get(node.args[0].name) if node.op == "getitem" and isinstance(node.args[0], Ref) else None
         if source is not None and role_of(source.op, {0}) is not Role.SHAPE:
-            node = replace(source, name=node.name, shape=node.shape, index=node.args[1])
+            node = replace(source, name=node.name, shape=node.shape, index=node.args[1], floating=node.floating)
         nodes.append(node)
     return replace(graph, body=tuple(nodes))
 
@@ -192,13 +192,14 @@ def _replace_nodes(graph: Graph, new: Mapping[str, list[Node]]) -> Graph:
 def split_and_name(graph: Graph) -> Graph:
     """Roles, constant prefix and body, and the sites with their names, shapes and channel axes."""
     data, varying, axes = data_dependent(graph), time_varying(graph), channel_axes(graph)
+    discrete = {node.name for node in graph.body if not node.floating}
     ordinal: Counter[str] = Counter()
     prefix, body, sites = [], [], []
     feeds_neuron = {next(node.refs()) for node in graph.body if node.name in varying and _ceiling(node) is not False}
     for node in graph.body:
         inside = [name for name in node.refs() if name in varying]
         if node.name not in varying:
-            prefix.append(replace(node, role=_role(node, data), varying=False))
+            prefix.append(replace(node, role=_role(node, data, discrete), varying=False))
         elif _ceiling(node) is not False and next(node.refs()) in data and node.batch_axis is not None:
             ordinal[node.path] += 1
             sites.append(_site(node, f"{node.path}#{ordinal[node.path]}", axes[node.name]))
@@ -206,11 +207,14 @@ def split_and_name(graph: Graph) -> Graph:
         else:
             assert inside
             pooled_current = base_name(node.op) in MAX_POOLS and node.name.endswith("_current") and node.name in feeds_neuron
-            body.append(replace(node, role=Role.STEPWISE if pooled_current else _role(node, varying)))
+            body.append(replace(node, role=Role.STEPWISE if pooled_current else _role(node, varying, discrete)))
     return replace(graph, prefix=tuple(prefix), body=tuple(body), sites=tuple(sites))
 
 
-def _role(node: Node, changing: set[str]) -> Role:
+def _role(node: Node, changing: set[str], discrete: set[str]) -> Role:
+    """What the table says, but every step between real values and masks or indices is analog: those have no average."""
+    if any((name in discrete) == node.floating for name in node.refs() if name in changing):
+        return Role.ANALOG
     positions = {i for i, arg in enumerate(node.args) if any(name in changing for name in tree_refs(arg))}
     if any(name in changing for name in tree_refs(dict(node.kwargs))):
         positions.add(len(node.args) + 99)  # no table entry allows a varying keyword

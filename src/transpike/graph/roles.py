@@ -125,7 +125,8 @@ NO_OPS = frozenset(
 
 MAX_POOLS = frozenset([f"aten.max_pool{d}d" for d in (1, 2, 3)] + [f"aten.adaptive_max_pool{d}d" for d in (1, 2, 3)])
 
-# f(c x) = c f(x) for c > 0: the differential combinator needs no division, so dyadic data stays exact
+# f(c x) = c f(x) for c > 0 if x is everything they read: the differential combinator needs no division then, so dyadic
+# data stays exact
 HOMOGENEOUS = MAX_POOLS | frozenset(
     f"aten.{name}"
     for name in [
@@ -136,11 +137,9 @@ HOMOGENEOUS = MAX_POOLS | frozenset(
         "max",
         "min",
         "leaky_relu",
-        "prelu",
         "abs",
         "maximum",
         "minimum",
-        "relu",
         "linalg_vector_norm",
     ]
 )

@@ -55,6 +55,7 @@ def _node(node: Node) -> dict[str, Any]:
         "path": node.path,
         "index": node.index,
         "varying": node.varying,
+        "floating": node.floating,
     }
 
 

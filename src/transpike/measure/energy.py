@@ -17,14 +17,14 @@ import torch
 
 from transpike.errors import DataError
 from transpike.graph.batches import Batches
-from transpike.graph.ir import Graph, Node
+from transpike.graph.ir import Graph, Node, Site
 from transpike.graph.roles import base_name
 from transpike.measure._count import weigh
 from transpike.measure.operations import Drive, Operations, count_operations, synaptic_operations
 from transpike.network import SpikingNetwork, simulate
 from transpike.spiking.plan import Plan
 
-__all__ = ["CONSTANTS", "Constants", "Energy", "Meter", "energy"]
+__all__ = ["CONSTANTS", "Constants", "Energy", "Meter", "by_channel", "energy"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Meter:
                 sizes = (*shape[1:], shape[0]) if last else shape
                 x = torch.from_numpy(total).view(sizes)
                 found += x.movedim(-1, 0) if last else x
-        return found / self.operations.amplitudes[name].cpu()
+        return (found / self.operations.amplitudes[name].cpu()).round()
 
     def rates(self) -> dict[str, float]:
         """Spikes per neuron and step, by site."""
@@ -202,20 +202,20 @@ class Meter:
         """By site, channels that never emitted a spike."""
         found = {}
         for site in self._graph.sites:
-            per_channel = self._spikes_per_unit(site.node).movedim(site.channel_axis, 0).flatten(1).sum(1)
+            per_channel = by_channel(site, self._spikes_per_unit(site.node)).sum(1)
             found[site.name] = int((per_channel == 0).sum())
         return found
 
     def energy(self) -> Energy:
         """Operations and energy per sample of everything seen so far."""
         n = max(1, self.samples)
-        counts = {name: (self._spikes_per_unit(name) / n).float()[None] for name in self.operations.sources}
+        counts = {name: self._spikes_per_unit(name)[None] for name in self.operations.sources}
         arrivals = synaptic_operations(_on_cpu(self._graph), counts) if counts else {}
         by_layer: dict[str, float] = {}  # a layer that is called several times is one layer
         for node in self._graph.body:
             if node.name in arrivals:
                 layer = f"{node.path or node.name} ({base_name(node.op).split('.')[-1]})"
-                by_layer[layer] = by_layer.get(layer, 0.0) + float(arrivals[node.name])
+                by_layer[layer] = by_layer.get(layer, 0.0) + float(arrivals[node.name]) / n
         ops = self.operations
         sops = (self._sops.cumsum(0) / n).tolist()
         return Energy(
@@ -228,6 +228,11 @@ class Meter:
             by_layer,
             ops.spiking_share,
         )
+
+
+def by_channel(site: Site, x: torch.Tensor) -> torch.Tensor:
+    """Values of one sample as channels x units of a channel. *site"""
+    return x.movedim(site.channel_axis, 0).reshape(site.channels, -1)
 
 
 def _site_shape(node: Node) -> tuple[int, ...]:

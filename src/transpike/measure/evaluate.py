@@ -16,7 +16,7 @@ from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph
 from transpike.measure.accuracy import Classification, Window, window_means, windows_of
 from transpike.measure.delay import estimate_delay
-from transpike.measure.energy import Meter
+from transpike.measure.energy import Meter, by_channel
 from transpike.measure.report import Report
 from transpike.network import SpikingNetwork, simulate
 from transpike.spiking.plan import versions
@@ -111,8 +111,7 @@ def evaluate(
                 progress(samples)
     meter.samples = samples
     channels = {
-        site.name: int((saturated[site.name].movedim(site.channel_axis, 0).flatten(1).float().mean(1) > 0.01 * samples).sum())
-        for site in graph.sites
+        site.name: int((by_channel(site, saturated[site.name]).float().mean(1) > 0.01 * samples).sum()) for site in graph.sites
     }
     return Report(
         network=graph.name,

@@ -182,8 +182,8 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
         One number per node that receives spikes: synapses, and neurons or sums reached without a synapse
         (identity shortcuts). Differentiable in ``counts``: the gradient of the total is each unit's fan-out.
     """
-    samples = len(next(iter(counts.values())))
-    device = next(iter(counts.values())).device
+    like = next(iter(counts.values()))
+    samples, device = len(like), like.device
     received: dict[str, torch.Tensor] = {}
     env: dict[str, Any] = {}  # spike counts; None where graded values flow
     varying, graded = {node.name for node in graph.body}, _graded_constants(graph)
@@ -209,7 +209,7 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
                 arrive(node, spikes)
             env[node.name] = None
         elif op in SYNAPSES:
-            arrive(node, _through_ones(node, shapes, inputs, samples, device))
+            arrive(node, _through_ones(node, shapes, inputs, like))
             env[node.name] = None
         elif op in _SUMS:
             env[node.name] = sum(x for x in inputs.values() if x is not None)
@@ -220,7 +220,9 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
         elif node.role is Role.SHAPE:
             env[node.name] = call(node, {**moving, **inputs}, samples, device)
         elif op in _COPIES:
-            others = {name: torch.zeros(shapes[name], device=device) for name in node.refs() if name not in varying}
+            others = {
+                name: torch.zeros(shapes[name], dtype=like.dtype, device=device) for name in node.refs() if name not in varying
+            }
             env[node.name] = call(node, {**others, **inputs}, samples, device)
         else:
             for spikes in inputs.values():
@@ -259,9 +261,7 @@ def _constants_of_moves(graph: Graph, samples: int, device: torch.device) -> dic
     return env
 
 
-def _through_ones(
-    node: Node, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, Any], samples: int, device: torch.device
-) -> torch.Tensor:
+def _through_ones(node: Node, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
     """The synapse with every weight one and no bias: each result counts the spikes that reach it."""
     if base_name(node.op) == "aten.addmm":  # bias first
         node = replace(node, op="aten.mm.default", args=node.args[1:3], kwargs={})
@@ -271,8 +271,8 @@ def _through_ones(
             if i == 2:  # the bias
                 args[i] = None
             else:
-                env[arg.name] = torch.ones(shapes[arg.name], device=device)
-    return call(replace(node, args=tuple(args)), env, samples, device)
+                env[arg.name] = torch.ones(shapes[arg.name], dtype=like.dtype, device=like.device)
+    return call(replace(node, args=tuple(args)), env, len(like), like.device)
 
 
 def _summed(node: Node, x: Any) -> torch.Tensor:
@@ -296,10 +296,8 @@ def _summed(node: Node, x: Any) -> torch.Tensor:
     defaults: list[Any] = [None, None, [], 0, False, True]
     kernel, stride, padding, ceil = [*node.args[1:], *defaults[len(node.args) :]][:4]
     stride = stride or kernel
-    if dims == 1:  # has no divisor of its own
-        kernel, stride, padding = (
-            (n, *(v if isinstance(v, (list, tuple)) else [v])) for n, v in ((1, kernel), (1, stride), (0, padding))
-        )
-        return torch.nn.functional.avg_pool2d(x.unsqueeze(-2), kernel, stride, padding, bool(ceil), True, 1).squeeze(-2)
+    if dims == 1:  # has no divisor of its own: pool rows of an image with one row
+        row, step, border = (v[0] if isinstance(v, (list, tuple)) else v for v in (kernel, stride, padding))
+        return torch.nn.functional.avg_pool2d(x.unsqueeze(-2), (1, row), (1, step), (0, border), bool(ceil), True, 1).squeeze(-2)
     function = torch.nn.functional.avg_pool2d if dims == 2 else torch.nn.functional.avg_pool3d
     return function(x, kernel, stride, padding, bool(ceil), True, 1)

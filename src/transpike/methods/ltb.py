@@ -27,7 +27,7 @@ from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import check_neurons, collapse, to_plan
-from transpike.methods._statistics import clip, mean_overflow
+from transpike.methods._statistics import clip, mean_overflow, threads_for
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["LTB"]
@@ -103,14 +103,16 @@ def update(x: torch.Tensor, theta: torch.Tensor, eta: float) -> tuple[torch.Tens
     """
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     if on_cpu:
-        over, full = (torch.from_numpy(mean) for mean in mean_overflow(x.numpy(), theta.numpy()))
+        with threads_for(x.numel()):
+            over, full = (torch.from_numpy(mean) for mean in mean_overflow(x.numpy(), theta.numpy()))
     else:
         over = (x - theta[:, None]).clamp(min=0).mean((0, 2), dtype=torch.float64)
         full = x.clamp(min=0).mean((0, 2), dtype=torch.float64)
     new = theta + (2 * eta * over).to(theta.dtype)
     share = float(over.sum() / full.sum().clamp(min=1e-30))
     if on_cpu:
-        clip(x.numpy(), new.numpy())
+        with threads_for(x.numel()):
+            clip(x.numpy(), new.numpy())
     else:
         x = torch.minimum(x.clamp(min=0), new[:, None])
     return new, share, x

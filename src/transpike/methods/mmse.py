@@ -26,7 +26,7 @@ from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import check_neurons, collapse, to_plan, watch
-from transpike.methods._statistics import quantisation_errors
+from transpike.methods._statistics import quantisation_errors, threads_for
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["MMSE"]
@@ -75,7 +75,8 @@ class MMSE:
         def add_errors(site: Site, a: torch.Tensor) -> None:
             x = _array(collapse(site, a, self.granularity))
             grid = _candidates(largest[site.name], self.cap)
-            here = quantisation_errors(x, grid, np.float32(self.steps), cap, np.float32(self.shift))
+            with threads_for(x.size * len(_GRID)):
+                here = quantisation_errors(x, grid, np.float32(self.steps), cap, np.float32(self.shift))
             errors[site.name] = errors.get(site.name, 0) + here
 
         watch(graph, batches, find_largest)

@@ -4,7 +4,7 @@
 
 Reference: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for
 image classification", Front. Neurosci. 2017, doi:10.3389/fnins.2017.00682 (q = 99.9).
-Departures: per channel; a streaming histogram over the bits of the floats (64 bins per factor of two, linear inside
+Departures: per channel; a streaming histogram over the bits of the floats (128 bins per factor of two, linear inside
 a bin, so within 0.8 % of the exact percentile) instead of a sort: any number of activations, any order of batches,
 same result. A channel that is active less often than 1 - q keeps its maximum instead of a threshold of 0.
 """
@@ -26,8 +26,8 @@ from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["Percentile"]
 
-_SHIFT = 17  # keeps 6 of the 23 bits of a float32's fraction: 64 bins per factor of two
-_LOW, _HIGH = 2.0**-30, 2.0**30
+_SHIFT = 16  # keeps 7 of the 23 bits of a float32's fraction: 128 bins per factor of two
+_LOW, _HIGH = 2.0**-20, 2.0**20  # the first and last bin hold what lies beyond
 _BASE = (int(np.float32(_LOW).view(np.int32)) >> _SHIFT) - 1  # bin 0 holds zeros, bin 1 starts at _LOW
 _BINS = (int(np.float32(_HIGH).view(np.int32)) >> _SHIFT) - _BASE
 
@@ -38,7 +38,7 @@ class Percentile:
 
     Args:
         q: per cent, above 0 and at most 100.
-        granularity: what shares a threshold; units of large layers take 15 kB each.
+        granularity: what shares a threshold; every group takes 20 kB while fitting.
         v_init: initial membrane potential as a fraction of the threshold.
         cap: most spikes of a neuron in one step (None: no limit).
         signed: may neurons take spikes back?
@@ -65,7 +65,8 @@ class Percentile:
         def look(site: Site, a: torch.Tensor) -> None:
             x = collapse(site, a, self.granularity).to("cpu", torch.float32).contiguous()
             if site.name not in counts:
-                counts[site.name] = np.zeros((x.shape[1], _BINS), np.int64)
+                wide = self.granularity is Granularity.LAYER  # whose single group may see more than 2**32 activations
+                counts[site.name] = np.zeros((x.shape[1], _BINS), np.int64 if wide else np.uint32)
                 largest[site.name] = torch.zeros(x.shape[1])
             histogram(x.numpy().view(np.int32), counts[site.name], _SHIFT, _BASE)
             largest[site.name] = torch.maximum(largest[site.name], x.amax((0, 2)))
@@ -78,7 +79,7 @@ class Percentile:
 def _quantile(counts: Any, q: float, largest: torch.Tensor) -> torch.Tensor:
     """The value below which a share ``q`` of each row lies, linear inside its bin."""
     edges = ((np.arange(_BINS + 1, dtype=np.int64) + _BASE) << _SHIFT).astype(np.int32).view(np.float32)
-    edges[0] = 0.0
+    edges[0], edges[-1] = 0.0, np.inf
     total = counts.sum(1, keepdims=True)
     below = counts.cumsum(1)
     bin_of = (below < q * total).sum(1)

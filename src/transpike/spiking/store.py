@@ -48,8 +48,8 @@ def write_file(path: Path | str, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.replace(path)
         temporary = None
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
+        reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; choose a folder you may write to") from error
     finally:
         if temporary is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -110,11 +111,11 @@ def _npz(path: Path, preparation: Preparation) -> Dataset[Any]:
     if not path.is_file():
         raise DataError(f"there is no file {path}: check the path")
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves the file open if it is damaged
             x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     except KeyError as error:
         raise DataError(f"{path} has no array {error}: save it with np.savez(file, x=inputs, y=classes)") from error
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
     if len(x) != len(y):
         raise DataError(f"{path} has {len(x)} inputs and {len(y)} classes: one class number per input")

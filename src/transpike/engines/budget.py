@@ -1,0 +1,92 @@
+"""How many steps and samples go through the network at once: as many as stay in cache and within the memory allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transpike.errors import MemoryBudgetError
+from transpike.graph.interpret import frees
+from transpike.graph.ir import Graph, Node, Role, tree_refs
+from transpike.spiking.plan import Plan
+
+__all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
+
+_CACHE_BYTES = 4 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Bytes that a run takes: of every sample its results, of samples on their way their state, of each frame its values."""
+
+    result: int
+    state: int
+    frame: int
+    fixed: int
+
+    @staticmethod
+    def of(graph: Graph, plan: Plan, steps: int, itemsize: int) -> _Needs:
+        nodes = {node.name: node for node in graph.nodes}
+        sites = sum(site.units * (3 if plan.sites[site.name].signed else 2) for site in graph.sites)
+        outputs = steps * sum(nodes[name].numel() for name in tree_refs(graph.outputs) if name in nodes)
+        state = sites + outputs
+        for node in graph.body:
+            if node.role is Role.ANALOG:
+                state += node.numel() + sum(nodes[name].numel() for name in node.refs() if name in nodes)
+        read = {name for node in graph.body for name in node.refs()}
+        state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
+        state = max(state, _peak(graph.prefix, read)) + sum(math.prod(value.shape) for value in graph.inputs)
+        frame = bytes_per_frame(graph, itemsize)
+        fixed = 3 * itemsize * sum(site.units for site in graph.sites)  # threshold, current and first potential of each unit
+        return _Needs((sites + outputs) * itemsize, state * itemsize, frame, fixed)
+
+
+def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
+    """What a run holds for one sample: its results, and while it is on its way its state and its constant part."""
+    needs = _Needs.of(graph, plan, steps, itemsize)
+    return needs.result + needs.state
+
+
+def bytes_per_frame(graph: Graph, itemsize: int = 4) -> int:
+    """Peak of what one step of one sample needs while it passes through the body (results and scratch space)."""
+    return _peak(graph.body, set(tree_refs(graph.outputs))) * itemsize
+
+
+def _peak(nodes: Sequence[Node], keep: set[str]) -> int:
+    """The most elements of one sample that are alive at once while ``nodes`` run."""
+    sizes = {node.name: node.numel() for node in nodes}
+    live = peak = 0
+    for node, dead in zip(nodes, frees(nodes, keep), strict=True):
+        live += sizes[node.name]
+        scratch = sizes[node.name] + sum(sizes.get(name, 0) for name in node.refs())  # libraries reorder operands
+        peak = max(peak, live + (2 * scratch if node.role is Role.ANALOG else scratch))
+        live -= sum(sizes[name] for name in dead)
+    return peak
+
+
+def chunking(
+    graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
+) -> tuple[int, int]:
+    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``."""
+    largest = max((node.numel() for node in graph.body), default=1) * itemsize
+    frames = max(1, _CACHE_BYTES // max(largest, 1))
+    if max_memory is None:
+        per_chunk = min(steps, frames) if chunk is None else min(steps, chunk)
+        return per_chunk, max(1, min(samples, frames // per_chunk))
+    needs = _Needs.of(graph, plan, steps, itemsize)
+    free = max_memory - needs.fixed - samples * needs.result
+    if free < needs.state + needs.frame:
+        fitting = (max_memory - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
+        raise MemoryBudgetError(
+            f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(samples * needs.result)} and one sample "
+            f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)}: "
+            + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
+        )
+    fitting = (free - needs.state) // max(1, needs.frame)
+    per_chunk = min(steps, frames, fitting) if chunk is None else min(steps, chunk, fitting)
+    return per_chunk, max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB"
