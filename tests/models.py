@@ -133,6 +133,19 @@ class Stack(nn.Sequential):
         return super().forward(x.flatten(1)) * 2.0
 
 
+class InputSkip(nn.Module):
+    """What depends on the input alone is read beside spikes; a pre-activation is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.a(x)
+        y = self.b(F.relu(z) + z)
+        return self.c(F.relu(y) - 0.5 * y)
+
+
 class TwoOutputs(nn.Module):
     """Returns a tuple: logits and the features of the last neuron layer."""
 
@@ -380,6 +393,7 @@ CASES: dict[str, Case] = {
     "clamped": Case(Clamped, vectors),
     "relu6": Case(relu6, vectors),
     "stack": Case(Stack, lambda n: vectors(n, 2, 3)),
+    "input_skip": Case(InputSkip, vectors),
     "two_outputs": Case(TwoOutputs, vectors),
     "dict_output": Case(DictOutput),
     "two_inputs": Case(TwoInputs, lambda n: (images(n), vectors(n, 5))),

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import transpike
-from models import as_inputs, batch_of, captured, converted, make, tensors, vectors
+from models import as_inputs, batch_of, calibration, captured, converted, make, tensors, vectors
 from transpike.errors import DataError, PlanError
 from transpike.network import SpikingNetwork
+from transpike.spiking.plan import SiteParams
 
 
 def _net(name: str, steps: int = 8) -> SpikingNetwork:
@@ -42,7 +43,7 @@ def test_repeated_calls_are_equal_for_there_is_nothing_to_reset():
 
 
 def test_more_steps_come_closer_to_the_model():
-    x = vectors(16)
+    x = calibration("mlp")[0]  # nothing is clipped on calibration data
     with torch.no_grad():
         ann = make("mlp")(x)
     few, many = ((SpikingNetwork(*converted("mlp"), steps=t)(x) - ann).abs().mean() for t in (4, 128))
@@ -125,8 +126,7 @@ def test_keyword_inputs_are_taken_by_name():
 
     left, right = vectors(4), vectors(4, 5)
     graph = transpike.capture(Join().eval(), {"left": left, "right": right})
-    sites = {site.name: transpike.Plan({}) and None for site in ()}
-    plan = transpike.Plan({**sites, **{s.name: converted("mlp")[1].sites["1#1"].__class__(torch.tensor(0.5)) for s in graph.sites}})
+    plan = transpike.Plan({site.name: SiteParams(torch.tensor(0.5)) for site in graph.sites})
     net = SpikingNetwork(graph, plan)
     assert torch.equal(net(left=left, right=right), net(right=right, left=left))
     with pytest.raises(DataError, match="the input lacks right"):

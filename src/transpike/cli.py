@@ -28,8 +28,8 @@ from transpike.measure.energy import energy as measure_energy
 from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.network import SpikingNetwork
-from transpike.spiking.store import write_file
 from transpike.specs import import_factory, method_from, model_from
+from transpike.spiking.store import write_file
 from transpike.tasks.data import Counted, Preparation, loader_from
 
 __all__ = ["main"]
@@ -267,7 +267,8 @@ def _preparation(batch: int, limit: int | None, size: int, mean: str | None, std
 
 
 def _samples(loader: Any) -> int | None:
-    return len(loader.dataset) if isinstance(loader, torch.utils.data.DataLoader) else None
+    dataset: Any = getattr(loader, "dataset", None)
+    return len(dataset) if dataset is not None else None
 
 
 @contextmanager

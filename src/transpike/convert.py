@@ -49,17 +49,17 @@ def convert(
         DataError: the data is empty, of the wrong shape or not finite.
         PlanError: the method's settings make no sense, or analog operations are refused.
     """
+    _check_method(method)
     first, batches = peek(batches)
     graph = capture(model, _example(model, first), pooling=pooling)
-    return build(graph, calibrate(graph, method, batches), require_spiking=require_spiking)
+    if require_spiking:
+        _refuse_analog(graph)
+    return build(graph, method.fit(graph, batches))
 
 
 def calibrate(graph: Graph, method: Method, batches: Any) -> Plan:
     """Let ``method`` choose the numbers for ``graph`` on calibration data."""
-    if not callable(getattr(method, "fit", None)):
-        raise PlanError(f"{method!r} is not a method: give an instance such as LTB(), not {type(method).__name__}")
-    if isinstance(method, type):
-        raise PlanError(f"{method.__name__} is a class: give an instance, {method.__name__}()")
+    _check_method(method)
     return method.fit(graph, batches)
 
 
@@ -69,13 +69,25 @@ def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> Spiking
     Raises:
         PlanError: the plan does not fit, or ``require_spiking`` and there are analog operations.
     """
+    if require_spiking:
+        _refuse_analog(graph)
+    return SpikingNetwork(graph, plan)
+
+
+def _check_method(method: Method) -> None:
+    if not callable(getattr(method, "fit", None)):
+        raise PlanError(f"{method!r} is not a method: give an instance such as LTB(), not {type(method).__name__}")
+    if isinstance(method, type):
+        raise PlanError(f"{method.__name__} is a class: give an instance, {method.__name__}()")
+
+
+def _refuse_analog(graph: Graph) -> None:
     analog = [f"{node.op} in {node.path}" for node in graph.body if node.role in (Role.ANALOG, Role.STEPWISE)]
-    if require_spiking and analog:
+    if analog:
         raise PlanError(
             f"{graph.name} has {len(analog)} operations that are not spike-driven: {', '.join(analog[:5])}"
             f"{' ...' if len(analog) > 5 else ''}; replace them in the model, or drop require_spiking"
         )
-    return SpikingNetwork(graph, plan)
 
 
 def _example(model: nn.Module, batch: Any) -> Any:

@@ -62,6 +62,7 @@ class SpikingNetwork(nn.Module):
                 module.register_buffer(name.replace(".", _SEPARATOR + _SEPARATOR), tensor.detach().clone())
         self.eval()
         self._bind()
+        self.register_load_state_dict_post_hook(_rebind)  # load_state_dict(assign=True) puts other tensors in place
 
     @property
     def graph(self) -> Graph:
@@ -118,6 +119,11 @@ class SpikingNetwork(nn.Module):
             inputs = tuple(replace(value, dtype=next(iter(floats))) for value in inputs)
         self._graph = replace(self._graph, params=weights, inputs=inputs)
         self._plan = self._plan.with_tensors(names(self._numbers))
+
+
+def _rebind(net: nn.Module, _: Any) -> None:
+    assert isinstance(net, SpikingNetwork)
+    net._bind()
 
 
 def simulate(

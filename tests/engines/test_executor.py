@@ -133,17 +133,25 @@ def test_every_spike_of_a_random_network_is_that_of_the_reference_loop(network, 
     _check_against_reference(*network, 7, cap, signed, seed)
 
 
+def _close(a: Run, b: Run) -> None:
+    """Equal but for rounding, which may move a spike."""
+    for x, y in zip(tensors(a.outputs), tensors(b.outputs), strict=True):
+        assert x.shape == y.shape
+        assert (x.mean(0) - y.mean(0)).abs().mean() <= 0.02 * y.mean(0).abs().mean() + 1e-4
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_chunks_and_micro_batches_change_no_bit_of_a_real_network_beyond_rounding(name):
+def test_chunk_size_changes_real_networks_by_rounding_only(name):
     graph, plan = converted(name)
     x = as_inputs(batch_of(name, 5))
     whole = simulate(graph, plan, x, 6)
-    for run in (simulate(graph, plan, x, 6, chunk=1), simulate(graph, plan, x, 6, chunk=4)):
-        for a, b in zip(tensors(run.outputs), tensors(whole.outputs), strict=True):
-            torch.testing.assert_close(a.sum(0), b.sum(0), rtol=1e-3, atol=1e-3)
+    for chunk in (1, 4):
+        _close(simulate(graph, plan, x, 6, chunk=chunk), whole)
 
 
-@pytest.mark.parametrize("name", ["mlp", "shared_relu", "inplace_relu", "deep_pool", "fire", "two_inputs", "conv3d", "stack"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "shared_relu", "inplace_relu", "deep_pool", "fire", "two_inputs", "conv3d", "stack", "input_skip"]
+)
 def test_chunk_size_and_batch_size_change_no_spike_on_dyadic_data(name):
     model = dyadic(make(name)) if name != "conv3d" else None
     graph = capture(model, batch_of(name)) if model else captured(name)
@@ -166,9 +174,7 @@ def test_samples_that_run_one_after_the_other_are_joined_along_their_own_batch_a
     graph, plan = converted(name)
     x = as_inputs(batch_of(name, 5))
     whole, split = simulate(graph, plan, x, 4), simulate(graph, plan, x, 4, max_memory=_least(graph, plan, 5, 4))
-    for a, b in zip(tensors(split.outputs), tensors(whole.outputs), strict=True):
-        assert a.shape == b.shape
-        torch.testing.assert_close(a.mean(0), b.mean(0), rtol=1e-3, atol=1e-3)
+    _close(split, whole)
     assert all(split.spikes[name].shape == whole.spikes[name].shape for name in whole.spikes)
 
 
@@ -294,30 +300,15 @@ def test_the_mean_of_a_product_of_two_streams_is_the_product_of_their_means_at_e
         torch.testing.assert_close(run.readout(t), a.view(-1, 3, 4) @ b.view(-1, 4, 3), rtol=1e-5, atol=1e-5)
 
 
-def test_pooled_currents_are_biased_upwards_behind_the_first_layer_and_pooled_rates_are_not():
-    x = batch_of("deep_pool", 8)
-    excess = {}
+def test_pooled_currents_are_biased_behind_the_first_layer_and_pooled_rates_are_not():
+    x, error = batch_of("deep_pool", 8), {}
+    with torch.no_grad():
+        ann = make("deep_pool")(x)
     for pooling in Pooling:
         graph = captured("deep_pool", pooling)
-        sites = {site.name: SiteParams(torch.tensor(1.0), torch.tensor(0.5), cap=8) for site in graph.sites}
-        run = simulate(graph, Plan(sites), [x], 64)
-        excess[pooling] = (run.net["relu#2"].mean() / 64).item()
-    assert excess[Pooling.CURRENT] > 0 and excess[Pooling.RATE] > 0
-    wanted = F.max_pool2d(F.relu(make("deep_pool").conv2(F.relu(make("deep_pool").conv1(x)))), 2)
-    model = make("deep_pool")
-    with torch.no_grad():
-        ann = model(x)
-    rate, current = (
-        simulate(
-            captured("deep_pool", p),
-            Plan({s.name: SiteParams(torch.tensor(1.0), torch.tensor(0.5), cap=8) for s in captured("deep_pool", p).sites}),
-            [x],
-            64,
-        ).readout()
-        for p in (Pooling.RATE, Pooling.CURRENT)
-    )
-    assert (rate - ann).abs().mean() < (current - ann).abs().mean()
-    assert wanted.shape[-1] == 4
+        plan = Plan({site.name: SiteParams(torch.tensor(1.0), torch.tensor(0.5), cap=8) for site in graph.sites})
+        error[pooling] = (simulate(graph, plan, [x], 64).readout() - ann).abs().mean().item()
+    assert error[Pooling.RATE] < error[Pooling.CURRENT] / 2
 
 
 @pytest.mark.parametrize("seed", range(3))

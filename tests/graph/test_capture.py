@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F
 
 from models import CASES, as_inputs, batch_of, captured, images, make, tensors, vectors
 from transpike.errors import CaptureError

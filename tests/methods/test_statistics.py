@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from transpike.methods._statistics import clip, histogram, mean_overflow, quantisation_errors, threads_for
+from transpike.engines.kernels import threads_for
+from transpike.methods._statistics import clip, histogram, mean_overflow, quantisation_errors
 
 SHAPES = [(5, 3, 1), (9000, 2, 1), (7, 3, 50), (1, 4, 333), (33, 1, 2)]  # fewer and more rows than jobs, long float sums
 TYPES = [(torch.float32, 2e-6), (torch.float64, 1e-12)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F
 
 from models import eighths
 from transpike.spiking.neurons import differential, step
@@ -40,12 +40,14 @@ def _clip(x: float, high: float) -> float:
     return min(max(x, 0), high)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(x=currents, theta=thresholds, part=fractions, cap=caps)
-def test_a_constant_current_gives_the_clipped_floor_at_every_step(x, theta, part, cap):  # P-IF-1, P-ADA-1
-    spikes, _ = _run([x] * STEPS, theta, part * theta, cap)
-    for t, count in enumerate(itertools.accumulate(spikes), 1):
-        assert count == _clip(math.floor((t * x + part * theta) / theta), math.inf if cap is None else cap * t)
+@pytest.mark.parametrize("cap", CAPS)
+def test_a_constant_current_gives_the_clipped_floor_at_every_step(cap):  # P-IF-1, P-ADA-1; all currents, ties included
+    x, theta, part = torch.cartesian_prod(torch.arange(-8, 25) / 8, torch.arange(1, 17) / 8, torch.arange(8) / 8).unbind(1)
+    v, sent = part * theta, torch.zeros_like(x)
+    for t in range(1, STEPS + 1):
+        _, v, sent = step(v, sent, x, theta, cap)
+        wanted = torch.floor((t * x.double() + part * theta) / theta).clamp(min=0)
+        assert torch.equal(sent.double(), wanted if cap is None else wanted.clamp(max=cap * t))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

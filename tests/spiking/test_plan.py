@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models import captured, converted
 from transpike.errors import ArtifactError, PlanError
@@ -87,8 +88,6 @@ def test_a_saved_plan_comes_back_bit_for_bit(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(ArtifactError, match="not a plan of transpike"):
         Plan.load(path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.kernels import fire
+from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import step
 from transpike.spiking.plan import SiteParams, expand
@@ -67,20 +67,21 @@ class DensePopulation:
     def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         nothing = np.empty(0, _numpy(spikes).dtype)
         cap = math.inf if self._params.cap is None else self._params.cap
-        fire(
-            _numpy(spikes),
-            nothing if drive is None else _numpy(drive),
-            _numpy(self._v),
-            _numpy(self._sent) if self._params.signed else nothing,
-            _numpy(self._count),
-            _numpy(self._theta),
-            _numpy(self._extra),
-            steps,
-            self._samples,
-            self._site.units,
-            nothing.dtype.type(cap),
-            self._params.signed,
-        )
+        with threads_for(spikes.numel()):
+            fire(
+                _numpy(spikes),
+                nothing if drive is None else _numpy(drive),
+                _numpy(self._v),
+                _numpy(self._sent) if self._params.signed else nothing,
+                _numpy(self._count),
+                _numpy(self._theta),
+                _numpy(self._extra),
+                steps,
+                self._samples,
+                self._site.units,
+                nothing.dtype.type(cap),
+                self._params.signed,
+            )
 
     def _stepwise(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         frames = spikes.view(steps, self._samples, -1)

@@ -8,12 +8,31 @@ by operation (no fused multiply-add, no reassociation), so its spikes are identi
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit, prange
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["fire"]
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange, set_num_threads
+
+__all__ = ["fire", "threads_for"]
 
 _BLOCK = 1024  # units
+_WORTH_THREADS = 1 << 17  # elements
+
+
+@contextmanager
+def threads_for(elements: int) -> Iterator[None]:
+    """Run kernels on torch's number of threads, or on one where there is little to do.
+
+    On a busy machine waiting for a second thread takes milliseconds.
+    """
+    before = get_num_threads()
+    set_num_threads(max(1, min(before, torch.get_num_threads())) if elements >= _WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -20,6 +20,7 @@ _RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 
 
 def is_symbolic(value: Any) -> bool:
+    """Is it a size that export left open?"""
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
@@ -29,6 +30,7 @@ def is_floating(value: Any) -> bool:
 
 
 def is_random(fx: FxNode, op: str) -> bool:
+    """Would the same input give another result?"""
     if torch.Tag.nondeterministic_seeded not in getattr(fx.target, "tags", ()):
         return False
     if base_name(op) == "aten.scaled_dot_product_attention":
@@ -51,10 +53,12 @@ def filled(fx: FxNode, op: str) -> Any:
 
 
 def is_data(fx: FxNode) -> bool:
+    """Is the result a tensor or several, not a size or a check?"""
     return isinstance(fx.meta.get("val"), (torch.Tensor, tuple, list))
 
 
 def op_name(fx: FxNode) -> str:
+    """``aten.conv2d.default``, or the function's own name."""
     return str(fx.target) if isinstance(fx.target, torch._ops.OpOverload) else getattr(fx.target, "__name__", str(fx.target))
 
 
@@ -94,6 +98,11 @@ def _batch_multiple(size: Any) -> int | BatchSize:
 
 
 def shape_of(value: Any) -> tuple[int | BatchSize, ...] | None:
+    """A tensor's shape with `BatchSize` where the batch is, None for anything else.
+
+    Raises:
+        ValueError: a size that is no multiple of the batch, or the batch on two axes.
+    """
     if not isinstance(value, torch.Tensor):
         return None
     shape = tuple(_batch_multiple(size) for size in value.shape)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from transpike.engines.kernels import threads_for
 from transpike.errors import DataError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Node, Site
@@ -164,7 +165,8 @@ class Meter:
         last = frames.dim() > 2 and frames.stride(1) == 1  # channels innermost in memory
         x = (frames.movedim(1, -1) if last else frames).reshape(-1)
         weights, totals = self._weights(node.name, last, x)
-        sums = torch.from_numpy(weigh(x.cpu().numpy(), weights, totals, steps, samples, len(totals)))
+        with threads_for(x.numel()):
+            sums = torch.from_numpy(weigh(x.cpu().numpy(), weights, totals, steps, samples, len(totals)))
         window = slice(done, done + steps)
         self._sops[window] += sums[0]
         self._spikes[node.name][window] += sums[1]

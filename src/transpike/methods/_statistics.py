@@ -4,28 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
-from numba import get_num_threads, njit, prange, set_num_threads
+from numba import njit, prange
 
-__all__ = ["clip", "histogram", "mean_overflow", "quantisation_errors", "threads_for"]
-
-_WORTH_THREADS = 1 << 17  # elements; on fewer, one thread is done before two have met
+__all__ = ["clip", "histogram", "mean_overflow", "quantisation_errors"]
 
 _JOBS = 16  # parts that are summed in a fixed order: the result does not depend on the number of threads
-
-
-@contextmanager
-def threads_for(elements: int) -> Iterator[None]:
-    """Run kernels on one thread where there is little to do: on a busy machine waiting for a second one takes milliseconds."""
-    before = get_num_threads()
-    set_num_threads(before if elements >= _WORTH_THREADS else 1)
-    try:
-        yield
-    finally:
-        set_num_threads(before)
 
 
 @njit(parallel=True, cache=True, nogil=True)

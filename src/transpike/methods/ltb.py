@@ -22,12 +22,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from transpike.engines.kernels import threads_for
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import check_neurons, collapse, to_plan
-from transpike.methods._statistics import clip, mean_overflow, threads_for
+from transpike.methods._statistics import clip, mean_overflow
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["LTB"]

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from transpike.engines.kernels import threads_for
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import check_neurons, collapse, to_plan, watch
-from transpike.methods._statistics import quantisation_errors, threads_for
+from transpike.methods._statistics import quantisation_errors
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["MMSE"]
