@@ -15,6 +15,7 @@ from transpike.errors import CaptureError, DataError, PlanError
 from transpike.graph.capture import Pooling
 from transpike.graph.ir import Role
 from transpike.methods.max_norm import MaxNorm
+from transpike.spiking.plan import Granularity
 
 X = vectors(24)
 
@@ -106,7 +107,7 @@ def test_what_is_no_method_is_refused_before_any_data_is_read(method, message):
         transpike.calibrate(captured("mlp"), method, untouched())
 
 
-@pytest.mark.parametrize("name", ["activations", "deep_pool", "squeeze_excite"])
+@pytest.mark.parametrize("name", ["activations", "attention", "squeeze_excite"])
 def test_analog_operations_are_named_and_refused_if_the_network_must_spike(name):
     graph, plan = converted(name)
     with pytest.raises(PlanError, match="not spike-driven: aten"):
@@ -124,7 +125,15 @@ def test_analog_operations_are_refused_before_calibration():
             raise AssertionError("calibrated")
 
     with pytest.raises(PlanError, match="not spike-driven"):
-        transpike.convert(make("deep_pool"), Never(), calibration("deep_pool"), require_spiking=True)
+        transpike.convert(make("activations"), Never(), calibration("activations"), require_spiking=True)
+
+
+def test_a_max_pool_of_spikes_is_spike_driven_if_they_share_thresholds():
+    net = transpike.convert(make("deep_pool"), MaxNorm(), calibration("deep_pool"), require_spiking=True)
+    assert not transpike.inspect(net).analog
+    for method, pooling in ((MaxNorm(granularity=Granularity.UNIT), Pooling.RATE), (MaxNorm(), Pooling.CURRENT)):
+        with pytest.raises(PlanError, match="not spike-driven: aten.max_pool2d"):
+            transpike.convert(make("deep_pool"), method, calibration("deep_pool"), pooling=pooling, require_spiking=True)
 
 
 def test_a_plan_for_another_network_is_refused():

@@ -17,6 +17,7 @@ from transpike.errors import PlanError
 from transpike.graph.batches import inputs_of, peek
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Role
+from transpike.graph.passes import spike_gates
 from transpike.methods import Method
 from transpike.network import SpikingNetwork
 from transpike.spiking.plan import Plan
@@ -54,7 +55,7 @@ def convert(
     graph = capture(model, _example(model, first), pooling=pooling)
     if require_spiking:
         _refuse_analog(graph)
-    return build(graph, method.fit(graph, batches))
+    return build(graph, method.fit(graph, batches), require_spiking=require_spiking)
 
 
 def calibrate(graph: Graph, method: Method, batches: Any) -> Plan:
@@ -69,9 +70,11 @@ def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> Spiking
     Raises:
         PlanError: the plan does not fit, or ``require_spiking`` and there are analog operations.
     """
+    net = SpikingNetwork(graph, plan)
     if require_spiking:
-        _refuse_analog(graph)
-    return SpikingNetwork(graph, plan)
+        shared = all(plan.sites[site.name].threshold.shape in ((), (site.channels,)) for site in graph.sites)
+        _refuse_analog(graph, gates=shared)
+    return net
 
 
 def _check_method(method: Method) -> None:
@@ -81,8 +84,11 @@ def _check_method(method: Method) -> None:
         raise PlanError(f"{method.__name__} is a class: give an instance, {method.__name__}()")
 
 
-def _refuse_analog(graph: Graph) -> None:
-    analog = [f"{node.op} in {node.path}" for node in graph.body if node.role in (Role.ANALOG, Role.STEPWISE)]
+def _refuse_analog(graph: Graph, *, gates: bool = True) -> None:
+    """``gates``: do pooled neurons share thresholds, so that max pools of spikes pass whole spikes on?"""
+    spiking = spike_gates(graph) if gates else set()
+    dense = [node for node in graph.body if node.role in (Role.ANALOG, Role.STEPWISE) and node.name not in spiking]
+    analog = [f"{node.op} in {node.path}" for node in dense]
     if analog:
         raise PlanError(
             f"{graph.name} has {len(analog)} operations that are not spike-driven: {', '.join(analog[:5])}"

@@ -18,7 +18,7 @@ from transpike.graph.roles import MAX_POOLS, NO_OPS, base_name, rectifier_ceilin
 
 _VIEWS = ("aten.view", "aten._unsafe_view")
 
-__all__ = ["Pooling", "channel_axes", "normalise"]
+__all__ = ["Pooling", "channel_axes", "normalise", "spike_gates"]
 
 
 class Pooling(enum.Enum):
@@ -187,6 +187,25 @@ def _pool_then_fire(pool: Node, neuron: Node, name: str, shape: Any) -> list[Nod
 
 def _replace_nodes(graph: Graph, new: Mapping[str, list[Node]]) -> Graph:
     return replace(graph, body=tuple(n for node in graph.body for n in new.get(node.name, [node])))
+
+
+def spike_gates(graph: Graph) -> set[str]:
+    """Max pools that see nothing but one neuron layer's spikes, or several put side by side as channels.
+
+    If those neurons share a threshold per channel such a pool passes whole spikes on: it is spike-driven.
+    """
+    spikes = {site.node for site in graph.sites if site.channel_axis == 0 and graph.node(site.node).batch_axis == 0}
+    gates: set[str] = set()
+    for node in graph.body:
+        parts = list(tree_refs(node.args[:1]))
+        if not parts or not all(name in spikes for name in parts):
+            continue
+        if base_name(node.op) in MAX_POOLS and node.role is Role.ANALOG and node.index in (None, 0):
+            gates.add(node.name)
+            spikes.add(node.name)
+        elif base_name(node.op) == "aten.cat" and node.args[1:] == (1,):
+            spikes.add(node.name)
+    return gates
 
 
 def split_and_name(graph: Graph) -> Graph:

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, tree_refs
-from transpike.graph.passes import data_dependent
-from transpike.graph.roles import AFFINE, MAX_POOLS, SYNAPSES, base_name
+from transpike.graph.passes import data_dependent, spike_gates
+from transpike.graph.roles import AFFINE, SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
 __all__ = ["Drive", "Operations", "Work", "count_operations", "synaptic_operations"]
@@ -133,7 +133,7 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
     """The worth of a spike for every source; values that carry whole spikes unscaled are followed to max pools."""
     worth: dict[str, torch.Tensor] = {}  # of every value that consists of whole spikes
     sources: dict[str, torch.Tensor] = {}
-    sites = {site.node: site for site in graph.sites}
+    sites, gates = {site.node: site for site in graph.sites}, spike_gates(graph)
     for node in graph.body:
         site = sites.get(node.name)
         first = next((name for name in tree_refs(node.args[:1])), "")
@@ -144,7 +144,7 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
             sources[node.name] = theta.view(site.channel_shape()) if theta.dim() == 1 and shared else theta
             if shared and site.channel_axis == 0 and node.batch_axis == 0:
                 worth[node.name] = theta.expand(site.channels).view(site.channel_shape())
-        elif op in MAX_POOLS and node.role is Role.ANALOG and first in worth and node.index in (None, 0):
+        elif node.name in gates and first in worth:
             worth[node.name] = sources[node.name] = worth[first]
         elif op == "aten.cat" and node.args[1:] == (1,):
             parts = list(tree_refs(node.args[0]))
