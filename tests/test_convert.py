@@ -132,7 +132,7 @@ def test_a_max_pool_of_spikes_is_spike_driven_if_they_share_thresholds():
     net = transpike.convert(make("deep_pool"), MaxNorm(), calibration("deep_pool"), require_spiking=True)
     assert not transpike.inspect(net).analog
     for method, pooling in ((MaxNorm(granularity=Granularity.UNIT), Pooling.RATE), (MaxNorm(), Pooling.CURRENT)):
-        with pytest.raises(PlanError, match="not spike-driven: aten.max_pool2d"):
+        with pytest.raises(PlanError, match=r"not spike-driven: aten\.max_pool2d"):
             transpike.convert(make("deep_pool"), method, calibration("deep_pool"), pooling=pooling, require_spiking=True)
 
 
