@@ -70,7 +70,7 @@ def demo_methods() -> list[Trial]:
     methods = {name: cls for name, cls in available().items() if cls is not Chain}
     trials = [Trial(name, cls()) for name, cls in methods.items()]
     mmse = methods["MMSE"]
-    return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, 4 a step", mmse(steps=8, cap=4, signed=True))]
+    return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, cap 4", mmse(steps=8, cap=4, signed=True))]
 
 
 def run_demo(folder: Path, steps: int = 64, done: Callable[[Trial, Report], object] | None = None) -> Mapping[str, Report]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.errors import DataError, SpecError
@@ -106,6 +107,7 @@ def simulate(
         raise DataError(f"steps is {steps}: simulate at least one step")
     if chunk is not None and chunk < 1:
         raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
+    keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
     program = _Program.of(graph, plan)
     samples = len(inputs[0])
@@ -305,7 +307,9 @@ def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
     """An empty run of ``samples`` samples for parts like ``part``; ``axes`` are the batch axes of the outputs."""
 
     def wider(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        return x.new_empty((*x.shape[:axis], samples * x.shape[axis] // count, *x.shape[axis + 1 :]))
+        shape = (*x.shape[:axis], samples * x.shape[axis] // count, *x.shape[axis + 1 :])
+        order = sorted(range(x.dim()), key=lambda d: -x.stride(d))  # laid out in memory as the part is
+        return x.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(x.dim())])
 
     count = len(next(iter(part.spikes.values()))) if part.spikes else next(_leaves(part.outputs)).shape[axes[0]]
     rooms = iter([wider(x, axis) for x, axis in zip(_leaves(part.outputs), axes, strict=True)])
