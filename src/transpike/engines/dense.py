@@ -20,16 +20,31 @@ __all__ = ["DensePopulation"]
 
 
 class DensePopulation:
-    """Neurons of one site: potentials, spikes sent, and the step that turns currents into spikes."""
+    """Neurons of one site: potentials, spikes sent, and the step that turns currents into spikes.
 
-    def __init__(self, site: Site, params: SiteParams, samples: int, batch_axis: int, like: torch.Tensor) -> None:
+    ``shared`` keeps the numbers of each site in memory order for the other populations of the same run.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        params: SiteParams,
+        samples: int,
+        batch_axis: int,
+        like: torch.Tensor,
+        shared: dict[Any, Any] | None = None,
+    ) -> None:
         self._site, self._params, self._samples, self._axis = site, params, samples, batch_axis
         self._order = _memory_order(like, batch_axis, len(site.shape))  # axes of one sample, outermost in memory first
         device, dtype = like.device, like.dtype
         state = (samples, site.units)
-        self._theta = self._flat(params.threshold).to(device, dtype)
-        self._extra = self._flat(params.current).to(device, dtype)
-        self._v = self._flat(params.v_init).to(device, dtype).expand(state).clone()
+        numbers = {} if shared is None else shared
+        key = (site.name, self._order)
+        if key not in numbers:
+            fields = (params.threshold, params.current, params.v_init)
+            numbers[key] = tuple(self._flat(x).to(device, dtype) for x in fields)
+        self._theta, self._extra, v_init = numbers[key]
+        self._v = v_init.expand(state).clone()
         self._count = torch.zeros(state, device=device, dtype=dtype)
         self._sent = torch.zeros(state, device=device, dtype=dtype) if params.signed else self._count
 

@@ -40,7 +40,8 @@ class Population(Protocol):
     def membrane(self) -> torch.Tensor: ...
 
 
-NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor], Population]
+# a site, its numbers, samples, batch axis, a current of the kind to come, and what populations of one run share
+NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor, dict[Any, Any]], Population]
 
 ENGINES: Mapping[str, NewPopulation] = {"dense": DensePopulation}
 
@@ -141,6 +142,7 @@ class _Program:
     batch_axes: Mapping[str, int]
     prefix_frees: list[list[str]]
     body_frees: list[list[str]]
+    shared: dict[Any, Any]  # filled by the populations of this run: numbers in memory order
 
     @staticmethod
     def of(graph: Graph, plan: Plan) -> _Program:
@@ -158,6 +160,7 @@ class _Program:
             {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
             find_frees(graph.prefix, for_body),
             find_frees(graph.body, outputs),
+            {},
         )
 
 
@@ -228,7 +231,7 @@ class _MicroBatch:
         current = self._constants[source] if constant else env[source]
         population = self._populations.get(node.name)
         if population is None:
-            population = self._new(site, self._program.plan.sites[site.name], self._samples, axis, current)
+            population = self._new(site, self._program.plan.sites[site.name], self._samples, axis, current, self._program.shared)
             self._populations[node.name] = population
         return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
 
