@@ -43,6 +43,7 @@ def test_the_kernel_equals_the_step_function_bit_for_bit_on_real_data(dtype, cap
         state["sent"].view(-1).numpy() if signed else nothing,
         state["count"].view(-1).numpy(),
         theta.numpy(),
+        theta.numpy(),
         extra.numpy(),
         STEPS,
         SAMPLES,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transpike.errors import MemoryBudgetError
 from transpike.graph.interpret import frees
 from transpike.graph.ir import Graph, Node, Role, tree_refs
-from transpike.spiking.plan import Plan
+from transpike.spiking.plan import NeuronKind, Plan
 
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
 
@@ -38,7 +38,7 @@ class _Needs:
         state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
         state = max(state, _peak(graph.prefix, read)) + sum(math.prod(value.shape) for value in graph.inputs)
         frame = bytes_per_frame(graph, itemsize)
-        fixed = 3 * itemsize * sum(site.units for site in graph.sites)  # threshold, current and first potential of each unit
+        fixed = 4 * itemsize * sum(site.units for site in graph.sites)  # threshold, worth, current, first potential of each unit
         return _Needs((sites + outputs) * itemsize, state * itemsize, frame, fixed)
 
 
@@ -68,7 +68,13 @@ def _peak(nodes: Sequence[Node], keep: set[str]) -> int:
 def chunking(
     graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
 ) -> tuple[int, int]:
-    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``."""
+    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
+
+    Parallel neurons need all steps of a sample in one chunk.
+    """
+    whole = any(params.kind is NeuronKind.PARALLEL for params in plan.sites.values())
+    if whole:
+        chunk = steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
     frames = max(1, _CACHE_BYTES // max(largest, 1))
     if max_memory is None:
@@ -85,6 +91,11 @@ def chunking(
         )
     fitting = (free - needs.state) // max(1, needs.frame)
     per_chunk = min(steps, frames, fitting) if chunk is None else min(steps, chunk, fitting)
+    if whole and per_chunk < steps:
+        raise MemoryBudgetError(
+            f"{graph.name}: parallel neurons need all {steps} steps at once, {_mib(needs.fixed + needs.state + steps * needs.frame)} "
+            f"for one sample; max_memory = {_mib(max_memory)} allows {per_chunk}: allow more memory, or use fewer steps or inputs"
+        )
     return per_chunk, max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
 
 

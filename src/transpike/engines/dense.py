@@ -13,8 +13,8 @@ import torch
 
 from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
-from transpike.spiking.neurons import step
-from transpike.spiking.plan import SiteParams, expand
+from transpike.spiking.neurons import parallel, parallel_count, step
+from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
 __all__ = ["DensePopulation"]
 
@@ -41,9 +41,9 @@ class DensePopulation:
         numbers = {} if shared is None else shared
         key = (site.name, self._order)
         if key not in numbers:
-            fields = (params.threshold, params.current, params.v_init)
+            fields = (params.threshold, params.worth, params.current, params.v_init)
             numbers[key] = tuple(self._flat(x).to(device, dtype) for x in fields)
-        self._theta, self._extra, v_init = numbers[key]
+        self._theta, self._worth, self._extra, v_init = numbers[key]
         self._v = v_init.expand(state).clone()
         self._count = torch.zeros(state, device=device, dtype=dtype)
         self._sent = torch.zeros(state, device=device, dtype=dtype) if params.signed else self._count
@@ -56,6 +56,8 @@ class DensePopulation:
             overwrite: may the memory of ``current`` hold the result?
         """
         x = self._units_in_memory_order(current)  # [steps] x samples, units
+        if self._params.kind is NeuronKind.PARALLEL:
+            return self._logical(self._all_at_once(x, steps, constant), current)
         if constant:
             spikes, drive = torch.empty(steps * self._samples, x.shape[1], dtype=x.dtype, device=x.device), x
         else:
@@ -90,6 +92,7 @@ class DensePopulation:
                 _numpy(self._sent) if self._params.signed else nothing,
                 _numpy(self._count),
                 _numpy(self._theta),
+                _numpy(self._worth),
                 _numpy(self._extra),
                 steps,
                 self._samples,
@@ -98,6 +101,14 @@ class DensePopulation:
                 self._params.signed,
             )
 
+    def _all_at_once(self, x: torch.Tensor, steps: int, constant: bool) -> torch.Tensor:
+        """Parallel neurons: the executor gives them all steps in one chunk."""
+        total = (x * steps if constant else x.view(steps, self._samples, -1).sum(0)) + self._extra * steps
+        self._count = self._sent = parallel_count(total, self._v, self._theta, steps, self._params.cap)
+        self._v = total + self._v - self._theta * self._count
+        train = parallel(self._count, steps, self._params.cap, self._params.late)
+        return train.mul_(self._worth).view(steps * self._samples, -1)
+
     def _stepwise(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         frames = spikes.view(steps, self._samples, -1)
         for frame in frames:
@@ -105,7 +116,7 @@ class DensePopulation:
             s, self._v, sent = step(self._v, self._sent, current, self._theta, self._params.cap, self._params.signed)
             self._count = self._count + s.abs()
             self._sent = sent if self._params.signed else self._count
-            torch.mul(self._theta, s, out=frame)
+            torch.mul(self._worth, s, out=frame)
 
     def _flat(self, x: torch.Tensor) -> torch.Tensor:
         """A parameter as one value per unit, in memory order."""

@@ -88,6 +88,8 @@ def simulate(
     max_memory: int | None = None,
     chunk: int | None = None,
     probe: Probe | None = None,
+    population: NewPopulation | None = None,
+    whole: bool = False,
 ) -> Run:
     """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding).
 
@@ -96,6 +98,8 @@ def simulate(
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
         chunk: time steps per chunk; chosen from the sizes if None.
         probe: sees what neurons and analog operations emit, chunk by chunk.
+        population: makes the neurons of a site in the place of ``engine``.
+        whole: all samples go through the network together, whatever the cache holds.
 
     Raises:
         DataError: wrong shapes, an empty batch, values that are not finite, no steps.
@@ -113,12 +117,13 @@ def simulate(
     program = _Program.of(graph, plan)
     samples = len(inputs[0])
     per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    per_run = samples if whole else per_run
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
     whole = None
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            part = _MicroBatch(program, some, first, ENGINES[engine], probe).run(steps, per_chunk)
+            part = _MicroBatch(program, some, first, population or ENGINES[engine], probe).run(steps, per_chunk)
             if per_run >= samples:
                 return part
             whole = _room(part, samples, axes) if whole is None else whole

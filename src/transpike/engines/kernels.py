@@ -36,15 +36,15 @@ def threads_for(elements: int) -> Iterator[None]:
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def fire(x, constant, v, sent, count, theta, extra, steps, samples, units, cap, signed):
-    """Currents ``x`` become ``theta * spikes`` in place; state arrays are updated.
+def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units, cap, signed):
+    """Currents ``x`` become ``worth * spikes`` in place; state arrays are updated.
 
     Args:
         x: currents of all steps, flat in the order steps, samples, units.
         constant: current of one step (samples, units) if it is the same at every step, else empty.
         v, sent, count: potential, net spikes and spikes of either sign (samples, units), flat;
             ``sent`` is empty for unsigned neurons, whose net spikes are ``count``.
-        theta, extra: threshold and per-step current of each unit.
+        theta, worth, extra: threshold, value of a spike and per-step current of each unit.
         cap: most spikes in a step, in the dtype of ``x`` (infinity for no limit).
     """
     blocks = (units + _BLOCK - 1) // _BLOCK
@@ -54,6 +54,7 @@ def fire(x, constant, v, sent, count, theta, extra, steps, samples, units, cap, 
         size = min(_BLOCK, units - low)
         start = n * units + low
         th, vv, ex = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+        out = worth[low : low + size]
         cc, net = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
         for i in range(size):
             th[i], vv[i], ex[i] = theta[low + i], v[start + i], extra[low + i]
@@ -70,26 +71,23 @@ def fire(x, constant, v, sent, count, theta, extra, steps, samples, units, cap, 
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])
                     s = min(max(np.floor(m / th[i]), -net[i]), cap)
-                    y = th[i] * s
-                    row[i] = y
-                    vv[i] = m - y
+                    row[i] = out[i] * s
+                    vv[i] = m - th[i] * s
                     net[i] += s
                     cc[i] += abs(s)
             elif cap == one:
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])
                     s = one if m >= th[i] else zero
-                    y = th[i] * s
-                    row[i] = y
-                    vv[i] = m - y
+                    row[i] = out[i] * s
+                    vv[i] = m - th[i] * s
                     cc[i] += s
             else:
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])
                     s = min(max(np.floor(m / th[i]), zero), cap)
-                    y = th[i] * s
-                    row[i] = y
-                    vv[i] = m - y
+                    row[i] = out[i] * s
+                    vv[i] = m - th[i] * s
                     cc[i] += s
         for i in range(size):
             v[start + i] = vv[i]

@@ -139,7 +139,7 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
         first = next((name for name in tree_refs(node.args[:1])), "")
         op = base_name(node.op)
         if site is not None:
-            theta = plan.sites[site.name].threshold
+            theta = plan.sites[site.name].worth
             shared = theta.dim() == 0 or theta.shape == (site.channels,)
             sources[node.name] = theta.view(site.channel_shape()) if theta.dim() == 1 and shared else theta
             if shared and site.channel_axis == 0 and node.batch_axis == 0:

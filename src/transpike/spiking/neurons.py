@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-__all__ = ["differential", "step"]
+__all__ = ["differential", "parallel", "parallel_count", "step"]
 
 
 def step(
@@ -51,6 +51,43 @@ def step(
         s = torch.maximum(s, -sent) if signed else s.clamp(min=0)
         s = s if cap is None else s.clamp(max=cap)
     return s, m - threshold * s, sent + s
+
+
+def parallel_count(
+    total: torch.Tensor, v_init: torch.Tensor, threshold: torch.Tensor, steps: int, cap: int | None = 1
+) -> torch.Tensor:
+    """How many spikes a parallel neuron sends in ``steps`` steps: ``n = clip(floor((A + v(0)) / theta), 0, B T)``.
+
+    Args:
+        total: charge ``A`` of all steps together, activation units.
+        v_init: initial potential ``v(0)``. threshold: > 0. Both broadcast against ``total``.
+        cap: most spikes ``B`` in one step, None for no limit.
+    """
+    n = torch.floor((total + v_init) / threshold).clamp_(min=0)
+    return n if cap is None else n.clamp_(max=cap * steps)
+
+
+def parallel(count: torch.Tensor, steps: int, cap: int | None = 1, late: bool = False) -> torch.Tensor:
+    """The sorted train of ``count`` spikes: ``s(t) = clip(n - B (t - 1), 0, B)`` at step t = 1..T.
+
+    With B = 1 step t fires if at least t spikes are due: each step compares the whole charge with its own multiple
+    of the threshold. ``late`` mirrors the train in time (the paper's order). Without a cap everything is sent at once.
+
+    Args:
+        count: spikes of all steps. N *site
+
+    Returns:
+        Spikes of every step. T N *site
+
+    Source: Hao et al., ICML 2025 (arXiv:2412.13610); the authors' code sends early, their paper late.
+    """
+    if cap is None:
+        train = torch.zeros(steps, *count.shape, dtype=count.dtype, device=count.device)
+        train[0] = count
+    else:
+        before = cap * torch.arange(steps, dtype=count.dtype, device=count.device).view(-1, *[1] * count.dim())
+        train = (count - before).clamp_(0, cap)
+    return train.flip(0) if late else train
 
 
 def differential(

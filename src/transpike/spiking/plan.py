@@ -28,6 +28,7 @@ class NeuronKind(enum.Enum):
     """How charge becomes spikes."""
 
     INTEGRATE_AND_FIRE = "integrate-and-fire"
+    PARALLEL = "parallel"  # all steps at once: counts what the whole charge is worth
 
 
 class Granularity(enum.Enum):
@@ -46,6 +47,8 @@ def _zero() -> torch.Tensor:
 class SiteParams:
     """The neurons of one site: ``m = v + I + current; s = clip(floor(m / threshold), low, cap); v = m - threshold s``.
 
+    What the next layer sees is ``amplitude s``. Parallel neurons: see `transpike.spiking.neurons.parallel`.
+
     Args:
         threshold: activation units, > 0. Scalar, per channel ``[C]``, or per unit (the site's shape).
         v_init: membrane potential before the first step, activation units; the same shapes.
@@ -53,6 +56,8 @@ class SiteParams:
         cap: most spikes in one step; 1 is integrate-and-fire, more are bursts, None has no limit.
         signed: ``low`` is minus the spikes sent so far instead of 0 (a neuron may take back what it sent too early).
         kind: the neuron model.
+        amplitude: what a spike is worth to the next layer, activation units, > 0; None: the threshold.
+        late: parallel neurons only: the last steps carry the spikes instead of the first.
     """
 
     threshold: torch.Tensor
@@ -61,10 +66,18 @@ class SiteParams:
     cap: int | None = 1
     signed: bool = False
     kind: NeuronKind = NeuronKind.INTEGRATE_AND_FIRE
+    amplitude: torch.Tensor | None = None
+    late: bool = False
+
+    @property
+    def worth(self) -> torch.Tensor:
+        """What a spike is worth to the next layer, activation units."""
+        return self.threshold if self.amplitude is None else self.amplitude
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensor fields by name."""
-        return {"threshold": self.threshold, "v_init": self.v_init, "current": self.current}
+        own = {"threshold": self.threshold, "v_init": self.v_init, "current": self.current}
+        return own if self.amplitude is None else {**own, "amplitude": self.amplitude}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +134,10 @@ class Plan:
 
     def header(self) -> dict[str, Any]:
         """What is not a tensor, ready for JSON."""
-        sites = {name: {"cap": site.cap, "signed": site.signed, "kind": site.kind.value} for name, site in self.sites.items()}
+        sites = {
+            name: {"cap": site.cap, "signed": site.signed, "kind": site.kind.value, "late": site.late}
+            for name, site in self.sites.items()
+        }
         return {"sites": sites, "params": list(self.params), "metadata": dict(self.metadata), "notes": list(self.notes)}
 
     @staticmethod
@@ -133,6 +149,8 @@ class Plan:
                 cap=settings["cap"],
                 signed=settings["signed"],
                 kind=NeuronKind(settings["kind"]),
+                amplitude=flat.get(f"site/{name}/amplitude"),
+                late=settings.get("late", False),
             )
             for name, settings in header["sites"].items()
         }
@@ -167,8 +185,11 @@ def _site_problems(site: Site, params: SiteParams) -> list[str]:
             problems.append(f"{key} of {site.name} has shape {list(x.shape)}, not {wanted}")
         elif not bool(torch.isfinite(x).all()):
             problems.append(f"{key} of {site.name} is not finite")
-    if bool((params.threshold <= 0).any()):
-        problems.append(f"threshold of {site.name} is not positive everywhere")
+    for key in ("threshold", "amplitude"):
+        if bool((params.tensors().get(key, params.threshold) <= 0).any()):
+            problems.append(f"{key} of {site.name} is not positive everywhere")
+    if params.signed and params.kind is NeuronKind.PARALLEL:
+        problems.append(f"{site.name} is parallel and signed: parallel neurons never send a spike too early, drop signed")
     if params.cap is not None and params.cap < 1:
         problems.append(f"cap of {site.name} is {params.cap}: at least 1, or None for no limit")
     return problems
