@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models import eighths
-from transpike.spiking.neurons import differential, step
+from transpike.spiking.neurons import differential, parallel, parallel_count, step
 
 STEPS = 40
 CAPS = (1, 2, 4, None)
@@ -154,3 +154,68 @@ def test_the_mean_of_the_differential_combinator_is_the_function_of_the_mean_at_
         y, sums, before = differential(function, sums, [frame], before, t, homogeneous)
         emitted.append(y)
         torch.testing.assert_close(torch.stack(emitted).mean(0), function(x[:t].mean(0)))
+
+
+# parallel neurons
+
+
+@given(st.data())
+def test_parallel_counts_any_train_by_its_whole_charge(data: st.DataObject) -> None:
+    """P-PAR-1 and P-PAR-2: n = clip(floor((sum I + psi) / theta), 0, B T), the train sorted, order in time irrelevant."""
+    steps, cap = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
+    charges = data.draw(st.lists(st.integers(-40, 60), min_size=steps, max_size=steps))
+    theta, psi = data.draw(st.integers(1, 24)), data.draw(st.integers(-8, 24))
+    n = parallel_count(torch.tensor([sum(charges) / 8]), torch.tensor(psi / 8), torch.tensor(theta / 8), steps, cap)
+    wanted = min(max((sum(charges) + psi) // theta, 0), cap * steps)
+    assert n.tolist() == [wanted]
+    early, late = parallel(n, steps, cap), parallel(n, steps, cap, late=True)
+    assert early.shape == (steps, 1) and float(early.sum()) == wanted
+    assert early[:, 0].tolist() == sorted(early[:, 0].tolist(), reverse=True)
+    assert late[:, 0].tolist() == sorted(early[:, 0].tolist())
+    assert max(early[:, 0].tolist()) <= cap
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_parallel_is_the_papers_matrix_form(steps: int) -> None:
+    """P-PAR-4: step x compares ``sum_j I_j / (T - x + 1) + psi / (T - x + 1)`` with theta, and that matrix is post @ pre."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    pre = torch.full((steps, steps), 1 / steps, dtype=torch.float64)
+    post = torch.tril((steps / (t * (steps - t + 1)))[:, None].expand(steps, steps))
+    matrix = (1 / (steps - t + 1))[:, None].expand(steps, steps)
+    torch.testing.assert_close(post @ pre, matrix, rtol=1e-12, atol=0)
+    currents = torch.randn(200, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(steps))
+    theta, psi = 0.37, 0.185
+    fires = (currents @ matrix.T + psi / (steps - t + 1) >= theta).double()  # N T
+    n = parallel_count(currents.sum(1), torch.tensor(psi), torch.tensor(theta), steps)
+    assert torch.equal(parallel(n, steps, late=True).T, fires)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 32])
+def test_first_firing_step_is_found_by_halving(steps: int) -> None:
+    """P-PAR-5: late trains are sorted, so ceil(log2(T + 1)) probes find the first spike, at T - n + 1."""
+    for n in range(steps + 1):
+        train = parallel(torch.tensor([float(n)]), steps, late=True)[:, 0]
+        low, high, probes = 0, steps, 0  # the first spike is at index low..high, high = none
+        while low < high:
+            middle, probes = (low + high) // 2, probes + 1
+            low, high = (low, middle) if train[middle] > 0 else (middle + 1, high)
+        assert low + 1 == steps - n + 1 and probes <= math.ceil(math.log2(steps + 1))
+
+
+def test_max_pooling_sorted_frames_is_max_pooling_counts() -> None:
+    """P-PAR-7, and that it fails for trains that are not sorted."""
+    counts = torch.randint(0, 9, (4, 2, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    pool = torch.nn.MaxPool2d(2)
+    for late in (False, True):
+        frames = torch.stack([pool(frame) for frame in parallel(counts, 8, late=late)])
+        assert torch.equal(frames, parallel(pool(counts), 8, late=late))
+    shuffled = parallel(counts, 8)[torch.randperm(8, generator=torch.Generator().manual_seed(1))]
+    rolled = torch.stack([frame.roll(k, -1) for k, frame in enumerate(shuffled)])
+    assert not torch.equal(torch.stack([pool(f) for f in rolled]).sum(0), pool(rolled.sum(0)))
+
+
+def test_without_a_cap_everything_is_sent_at_once() -> None:
+    n = parallel_count(torch.tensor([7.0, -1.0]), torch.tensor(0.5), torch.tensor(1.0), 2, None)
+    assert n.tolist() == [7.0, 0.0]
+    assert parallel(n, 2, None).tolist() == [[7.0, 0.0], [0.0, 0.0]]
+    assert parallel(n, 2, None, late=True).tolist() == [[0.0, 0.0], [7.0, 0.0]]

@@ -52,9 +52,7 @@ def sweep(graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], steps: int, 
     Memory grows with steps x samples: give few samples at a time.
     """
 
-    def population(
-        site: Site, params: SiteParams, samples: int, axis: int, like: torch.Tensor, shared: dict[Any, Any]
-    ) -> _Hook:
+    def population(site: Site, params: SiteParams, samples: int, axis: int, like: torch.Tensor, shared: dict[Any, Any]) -> _Hook:
         return _Hook(site, samples, axis, at_site)
 
     return simulate(graph, plan, inputs, steps, population=population, chunk=steps, whole=True).outputs

@@ -8,13 +8,26 @@ from typing import Any
 
 import torch
 
+from transpike.engines.budget import bytes_per_frame
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
 from transpike.spiking.plan import Granularity, Plan, SiteParams, versions, weights_hash
 
-__all__ = ["check_neurons", "collapse", "rectify", "reduced_axes", "settings", "to_plan", "watch"]
+__all__ = [
+    "check_neurons",
+    "collapse",
+    "few_samples",
+    "observed_maximum",
+    "rectify",
+    "reduced_axes",
+    "settings",
+    "to_plan",
+    "watch",
+]
+
+_MEMORY = 2 << 30  # bytes that the activations of samples that are looked at together may take
 
 
 def check_neurons(method: Any) -> None:
@@ -46,6 +59,41 @@ def watch(graph: Graph, batches: Iterable[Any], look: Callable[[Site, torch.Tens
     for inputs in batches:
         forward(graph, inputs, at_site)
     return batches.samples
+
+
+def observed_maximum(graph: Graph, batches: Iterable[Any]) -> dict[str, torch.Tensor]:
+    """Every site's largest activation per channel; where there never was one, the site's largest, else 1."""
+    largest: dict[str, torch.Tensor] = {}
+
+    def look(site: Site, a: torch.Tensor) -> None:
+        here = a.amax(reduced_axes(site, Granularity.CHANNEL))
+        largest[site.name] = torch.maximum(largest[site.name], here) if site.name in largest else here
+
+    watch(graph, batches, look)
+    for name, top in largest.items():
+        fallback = top.max() if bool((top > 0).any()) else torch.ones_like(top)
+        largest[name] = torch.where(top > 0, top, fallback)
+    return largest
+
+
+def few_samples(graph: Graph, batches: Iterable[Any], most: int, *, copies: int = 1) -> tuple[list[torch.Tensor], tuple[str, ...]]:
+    """The first samples of ``batches`` as one batch, at most ``most`` and as many as memory allows, with a note if it is less.
+
+    Args:
+        copies: how many values of every activation are held at once.
+    """
+    fitting = max(1, _MEMORY // max(1, copies * bytes_per_frame(graph, graph.inputs[0].dtype.itemsize)))
+    parts: list[list[torch.Tensor]] = []
+    held = 0
+    for inputs in batches if isinstance(batches, Batches) else Batches(graph, batches):
+        parts.append(inputs)
+        held += len(inputs[0])
+        if held >= min(most, fitting):
+            break
+    taken = [torch.cat(x)[: min(most, fitting)] for x in zip(*parts, strict=True)]
+    limited = fitting < min(most, held)
+    note = f"calibrated on {fitting} of {min(most, held)} samples together: more activations than {_MEMORY >> 30} GiB hold"
+    return taken, (note,) if limited else ()
 
 
 def reduced_axes(site: Site, granularity: Granularity) -> tuple[int, ...]:

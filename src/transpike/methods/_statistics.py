@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-__all__ = ["clip", "histogram", "mean_overflow", "quantisation_errors"]
+__all__ = ["clip", "histogram", "match_sums", "mean_overflow", "quantisation_errors"]
 
 _JOBS = 16  # parts that are summed in a fixed order: the result does not depend on the number of threads
 
@@ -94,4 +94,40 @@ def quantisation_errors(x, grid, levels, cap, shift):
     total = np.zeros((groups, candidates), np.float64)
     for job in range(_JOBS):
         total += parts[job]
+    return total
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def match_sums(z, a, grid, steps, most):
+    """Sums over outer and inner of ``q a`` and of ``q^2`` for every group and threshold ``V = grid[group, k]``.
+
+    ``q = clip(floor(z T / V + 1/2), 0, most) / T`` is the rate of a neuron with mean current ``z``, ``a`` what it should be.
+
+    Returns:
+        2 x groups x candidates.
+    """
+    outer, groups, inner = z.shape
+    candidates = grid.shape[1]
+    parts = np.zeros((_JOBS, 2, groups, candidates), np.float64)
+    half, zero = z.dtype.type(0.5), z.dtype.type(0)
+    for job in prange(_JOBS):
+        levels = np.empty((groups, candidates), z.dtype)
+        for g in range(groups):
+            for k in range(candidates):
+                levels[g, k] = steps / grid[g, k]
+        for o in range(outer * job // _JOBS, outer * (job + 1) // _JOBS):
+            for g in range(groups):
+                row, qa, qq = levels[g], parts[job, 0, g], parts[job, 1, g]
+                for i in range(inner):
+                    value, wanted = z[o, g, i], a[o, g, i]
+                    if value > zero:  # floor(x + 1/2) is 0 or less for what is not
+                        for k in range(candidates):
+                            q = min(np.floor(value * row[k] + half), most)
+                            qa[k] += q * wanted
+                            qq[k] += q * q
+    total = np.zeros((2, groups, candidates), np.float64)
+    for job in range(_JOBS):
+        total += parts[job]
+    total[0] /= steps
+    total[1] /= steps * steps
     return total

@@ -1,0 +1,83 @@
+"""P-PAR-3, P-PAR-8, P-SGN-1: one pass of counts equals the network run frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import transpike
+from models import batch_of, captured, dyadic, eighths, make
+from transpike.engines.counts import counts_serve, in_counts
+from transpike.errors import SpecError
+from transpike.graph.capture import Pooling, capture
+from transpike.graph.ir import Graph, Site
+from transpike.spiking.plan import NeuronKind, Plan, SiteParams
+
+STEPS = 8
+
+
+def dyadic_plan(graph: Graph, **settings: object) -> Plan:
+    """Thresholds 1, shifts of -1/8 .. 1/4 per channel."""
+    sites = {}
+    for site in graph.sites:
+        shift = torch.arange(site.channels) % 4 / 8 - 0.125
+        theta = torch.ones(site.channels)
+        sites[site.name] = SiteParams(theta, theta / 2, current=shift, **settings)  # type: ignore[arg-type]
+    return Plan(sites)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("cap", [1, 2, None])
+@pytest.mark.parametrize("name", ["deep_pool", "fire", "shared_relu", "conv1d"])
+def test_parallel_neurons_frame_by_frame_and_in_counts(name: str, cap: int | None, late: bool) -> None:
+    graph = capture(dyadic(make(name)), batch_of(name, 2))
+    x = eighths(3, *graph.inputs[0].shape)
+    plan = dyadic_plan(graph, cap=cap, kind=NeuronKind.PARALLEL, late=late)
+    run = transpike.simulate(transpike.build(graph, plan), x, STEPS)
+    seen: dict[str, torch.Tensor] = {}
+
+    def look(site: Site, mean: torch.Tensor, n: torch.Tensor) -> None:
+        seen[site.name] = n
+
+    means = in_counts(graph, plan, [x], STEPS, look)
+    assert sum(float(n.sum()) for n in seen.values()) > 0
+    for name_, n in seen.items():
+        assert torch.equal(n, run.spikes[name_]), name_
+    torch.testing.assert_close(run.readout(), means, rtol=0, atol=1e-5)
+
+
+def test_uncapped_signed_neurons_stand_where_counts_say_after_every_step() -> None:
+    graph = capture(dyadic(make("fire")), batch_of("fire", 2))
+    x = eighths(3, *graph.inputs[0].shape)
+    plan = dyadic_plan(graph, cap=None, signed=True)
+    run = transpike.simulate(transpike.build(graph, plan), x, STEPS)
+    for t in (1, 2, 4, 8):
+        torch.testing.assert_close(in_counts(graph, plan, [x], t), run.readout(t), rtol=0, atol=1e-5)
+
+
+def test_neurons_that_care_about_timing_are_refused() -> None:
+    graph = captured("residual")
+    for settings in ({}, {"signed": True}, {"cap": None}):
+        with pytest.raises(SpecError, match="choose engine='dense'"):
+            in_counts(graph, dyadic_plan(graph, **settings), [eighths(1, *graph.inputs[0].shape)], STEPS)
+
+
+def test_pooling_of_currents_is_refused() -> None:
+    currents, rates = captured("deep_pool", Pooling.CURRENT), captured("deep_pool")
+    assert not counts_serve(currents, dyadic_plan(currents, kind=NeuronKind.PARALLEL))
+    assert counts_serve(rates, dyadic_plan(rates, kind=NeuronKind.PARALLEL))
+
+
+def test_integrate_and_fire_is_not_what_counts_give() -> None:
+    """The comparison above can fail: on the same currents ordinary neurons, deeper in, fire other counts."""
+    graph = captured("residual")
+    x = eighths(8, *graph.inputs[0].shape)
+    plan = dyadic_plan(graph, kind=NeuronKind.PARALLEL)
+    fire = replace(plan, sites={n: replace(p, kind=NeuronKind.INTEGRATE_AND_FIRE) for n, p in plan.sites.items()})
+    ordinary = transpike.simulate(transpike.build(graph, fire), x, STEPS)
+    parallel = transpike.simulate(transpike.build(graph, plan), x, STEPS)
+    first, *_, last = plan.sites
+    assert torch.equal(ordinary.spikes[first], parallel.spikes[first])
+    assert not torch.equal(ordinary.spikes[last], parallel.spikes[last])
