@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transpike.errors import MemoryBudgetError
 from transpike.graph.interpret import frees
 from transpike.graph.ir import Graph, Node, Role, tree_refs
-from transpike.spiking.plan import NeuronKind, Plan
+from transpike.spiking.plan import Plan
 
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
 
@@ -70,9 +70,9 @@ def chunking(
 ) -> tuple[int, int]:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
-    Parallel neurons need all steps of a sample in one chunk.
+    Some kinds of neurons need all steps of a sample in one chunk.
     """
-    whole = any(params.kind is NeuronKind.PARALLEL for params in plan.sites.values())
+    whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
         chunk = steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
@@ -93,7 +93,7 @@ def chunking(
     per_chunk = min(steps, frames, fitting) if chunk is None else min(steps, chunk, fitting)
     if whole and per_chunk < steps:
         raise MemoryBudgetError(
-            f"{graph.name}: parallel neurons need all {steps} steps at once, {_mib(needs.fixed + needs.state + steps * needs.frame)} "
+            f"{graph.name}: its neurons need all {steps} steps at once, {_mib(needs.fixed + needs.state + steps * needs.frame)} "
             f"for one sample; max_memory = {_mib(max_memory)} allows {per_chunk}: allow more memory, or use fewer steps or inputs"
         )
     return per_chunk, max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))

@@ -58,15 +58,14 @@ class DensePopulation:
         x = self._units_in_memory_order(current)  # [steps] x samples, units
         if self._params.kind is NeuronKind.PARALLEL:
             return self._logical(self._all_at_once(x, steps, constant), current)
+        if self._params.kind is NeuronKind.OFFSET:
+            self._offset_potential(x, steps, constant)
         if constant:
             spikes, drive = torch.empty(steps * self._samples, x.shape[1], dtype=x.dtype, device=x.device), x
         else:
             shares = x.data_ptr() == current.data_ptr()
             spikes, drive = x.clone() if shares and not overwrite else x, None
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-            self._fused(spikes, drive, steps)
-        else:
-            self._stepwise(spikes, drive, steps)
+        self._fire(spikes, drive, steps)
         return self._logical(spikes, current)
 
     def spikes(self) -> torch.Tensor:
@@ -80,6 +79,25 @@ class DensePopulation:
     def membrane(self) -> torch.Tensor:
         """Membrane potentials, activation units. N *site"""
         return self._per_sample(self._v)
+
+    def _fire(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
+        if spikes.device.type == "cpu" and spikes.dtype in (torch.float32, torch.float64):
+            self._fused(spikes, drive, steps)
+        else:
+            self._stepwise(spikes, drive, steps)
+
+    def _offset_potential(self, x: torch.Tensor, steps: int, constant: bool) -> None:
+        """Fire once in vain to see which spikes are amiss, and start again so that they are not.
+
+        ``v'(0) = v(0) + theta floor(v(T) / theta)``: a neuron left with a threshold or more fired too little, one left
+        below 0 too much.
+        """
+        start = self._v.clone()
+        trial = torch.empty(steps * self._samples, x.shape[1], dtype=x.dtype, device=x.device) if constant else x.clone()
+        self._fire(trial, x if constant else None, steps)
+        self._v = start + self._theta * torch.floor(self._v / self._theta)
+        self._count = torch.zeros_like(self._count)
+        self._sent = self._count
 
     def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         nothing = np.empty(0, _numpy(spikes).dtype)

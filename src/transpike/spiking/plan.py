@@ -29,6 +29,12 @@ class NeuronKind(enum.Enum):
 
     INTEGRATE_AND_FIRE = "integrate-and-fire"
     PARALLEL = "parallel"  # all steps at once: counts what the whole charge is worth
+    OFFSET = "offset"  # all steps twice: the second time the potential starts higher or lower by the spikes that were amiss
+
+    @property
+    def all_at_once(self) -> bool:
+        """Does it need the currents of all steps before it sends the first spike?"""
+        return self is not NeuronKind.INTEGRATE_AND_FIRE
 
 
 class Granularity(enum.Enum):
@@ -188,8 +194,10 @@ def _site_problems(site: Site, params: SiteParams) -> list[str]:
     for key in ("threshold", "amplitude"):
         if bool((params.tensors().get(key, params.threshold) <= 0).any()):
             problems.append(f"{key} of {site.name} is not positive everywhere")
-    if params.signed and params.kind is NeuronKind.PARALLEL:
-        problems.append(f"{site.name} is parallel and signed: parallel neurons never send a spike too early, drop signed")
+    if params.signed and params.kind.all_at_once:
+        problems.append(
+            f"{site.name} is {params.kind.value} and signed: such neurons know all their charge beforehand, drop signed"
+        )
     if params.cap is not None and params.cap < 1:
         problems.append(f"cap of {site.name} is {params.cap}: at least 1, or None for no limit")
     return problems
