@@ -29,7 +29,7 @@ class Shift(enum.Enum):
 
 
 def check_refines(method: Any, graph: Graph, plan: Plan | None) -> Plan:
-    """The plan, if there is one that fits and the settings make sense; nothing of the data is read before.
+    """The plan, if there is one that fits and the settings make sense.
 
     Raises:
         PlanError: no plan, one of another network, or ``steps`` or ``samples`` below 1.

@@ -59,7 +59,8 @@ class AdvancedCalibration:
         seed: of the draw of these samples.
     """
 
-    order_dependent: ClassVar[bool] = True  # the first samples
+    refines: ClassVar[bool] = True  # needs a plan
+    order_dependent: ClassVar[bool] = True  # takes the first samples
 
     steps: int = 32
     samples: int = 128
@@ -130,11 +131,12 @@ class AdvancedCalibration:
             first, last = (self.iterations * i // len(groups) for i in (k, k + 1))
             updates = Updates(self.rate, self.batch, first, last, self.iterations, generator)
             self._sweep_weights(graph, plan, inputs, fed, updates)
-        left = [site.name for site in graph.sites if site.name not in fed]
+        nodes = {node.name: node for node in graph.body}
+        left = [site.name for site in graph.sites if site.name not in fed and nodes[site.node].args[0].name in nodes]
         notes = []
         if left:
             some = f"{', '.join(left[:3])}{' ...' if len(left) > 3 else ''}"
-            notes.append(f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no spiking synapse of their own")
+            notes.append(f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no synapse feeds them alone")
         return plan, notes
 
     def _sweep_weights(self, graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], fed: dict[str, Feed], updates: Updates) -> None:

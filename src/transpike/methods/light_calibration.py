@@ -44,7 +44,8 @@ class LightCalibration:
         granularity: what shares a correction.
     """
 
-    order_dependent: ClassVar[bool] = True  # the first samples
+    refines: ClassVar[bool] = True  # needs a plan
+    order_dependent: ClassVar[bool] = True  # takes the first samples
 
     steps: int = 32
     samples: int = 128
