@@ -25,6 +25,7 @@ __all__ = [
     "ANALOG",
     "CASES",
     "Case",
+    "EarlyShortcut",
     "as_inputs",
     "batch_of",
     "calibration",
@@ -59,6 +60,23 @@ class Residual(nn.Module):
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         x = self.relu(y + x)
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class EarlyShortcut(nn.Module):
+    """A residual block whose shortcut, a convolution, is computed before the branch; every ReLU is a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1, stride=2)
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu0, self.relu1, self.relu2 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.hidden, self.relu3, self.fc = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu0(self.stem(x))
+        short = self.shortcut(x)
+        x = self.relu2(self.conv2(self.relu1(self.conv1(x))) + short)
+        return self.fc(self.relu3(self.hidden(x.mean((2, 3)))))
 
 
 class DeepPool(nn.Module):

@@ -18,7 +18,10 @@ ALLOWED = {
     "graph": {"graph", "errors"},
     "spiking": {"spiking", "graph", "errors"},
     "engines": {"engines", "spiking", "graph", "errors"},
-    "methods": {"engines", "spiking", "graph", "errors", "methods", "methods._observe", "methods._statistics"},
+    "methods": {
+        *["engines", "spiking", "graph", "errors", "methods"],
+        *["methods._calibration", "methods._observe", "methods._statistics", "methods._weights"],
+    },
     "network": {"engines", "spiking", "graph", "errors"},
     "artifact": {"network", "spiking", "graph", "errors"},
     "measure": {"measure", "network", "engines", "spiking", "graph", "errors"},

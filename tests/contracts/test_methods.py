@@ -26,17 +26,23 @@ from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
 from transpike.spiking.plan import Granularity, Plan, SiteParams
 
-SINGLE = {name: kind for name, kind in available().items() if kind is not Chain}
+REFINING = {name: kind for name, kind in available().items() if getattr(kind, "refines", False)}
+SINGLE = {name: kind for name, kind in available().items() if kind is not Chain and name not in REFINING}
+QUICK: dict[str, dict[str, Any]] = {
+    "LTB": {"iterations": 60},
+    "LightCalibration": {"steps": 128},
+    "AdvancedCalibration": {"steps": 128, "weights": True, "iterations": 3},
+}
 
 
 def quick(kind: type[Any], **settings: Any) -> Any:
     """An instance that is done in milliseconds."""
-    has = {field.name for field in dataclasses.fields(kind)}
-    return kind(**({"iterations": 60} if "iterations" in has else {}) | settings)
+    return kind(**QUICK.get(kind.__name__, {}) | settings)
 
 
 METHODS = {
     **{name: quick(kind) for name, kind in SINGLE.items()},
+    **{f"Chain(MaxNorm, {name})": Chain(MaxNorm(), quick(kind)) for name, kind in REFINING.items()},
     "Chain(LTB, MMSE)": Chain(LTB(iterations=5), MMSE(steps=16)),
     "Chain(MaxNorm)": Chain(MaxNorm()),
 }
@@ -44,6 +50,8 @@ MODELS = ("mlp", "residual", "depthwise", "clamped", "two_inputs")  # linear, co
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_single = pytest.mark.parametrize("kind", SINGLE.values(), ids=SINGLE)
+each_refining = pytest.mark.parametrize("kind", REFINING.values(), ids=REFINING)
+each_kind = pytest.mark.parametrize("kind", (SINGLE | REFINING).values(), ids=SINGLE | REFINING)
 
 
 @cache
@@ -64,6 +72,7 @@ def same_numbers(a: Plan, b: Plan, tolerance: float = 0.0) -> None:
 
 def test_the_table_holds_the_methods_that_are_promised() -> None:
     assert {"LTB", "MMSE", "MaxNorm", "Percentile"} <= set(SINGLE)
+    assert {"LightCalibration", "AdvancedCalibration"} <= set(REFINING)
 
 
 @each_method
@@ -118,8 +127,10 @@ def test_independent_of_batch_size_and_order_unless_declared(name: str, model: s
         same_numbers(method.fit(graph, list(batches)), wanted, tolerance=1e-5)
 
 
-def test_only_the_online_rule_declares_that_order_matters() -> None:
-    assert [name for name, method in METHODS.items() if order_dependent(method)] == ["LTB", "Chain(LTB, MMSE)"]
+def test_only_the_online_rule_and_calibration_on_the_first_samples_declare_that_order_matters() -> None:
+    declared = {name for name, method in METHODS.items() if order_dependent(method)}
+    calibrations = {"Chain(MaxNorm, LightCalibration)", "Chain(MaxNorm, AdvancedCalibration)"}
+    assert declared == {"LTB", "Chain(LTB, MMSE)"} | calibrations
 
 
 @each_method
@@ -169,7 +180,7 @@ def test_the_error_of_the_read_out_falls_with_steps(name: str, model: str) -> No
     assert error[128] < 0.15, error
 
 
-@each_single
+@each_kind
 def test_the_module_states_equation_and_reference(kind: type[Any]) -> None:
     text = inspect.getdoc(sys.modules[kind.__module__])
     assert text is not None
@@ -195,7 +206,7 @@ def test_neuron_settings_have_defaults_and_reach_every_site(kind: type[Any]) -> 
         assert params.current.shape == () and float(params.current) == 0
 
 
-@each_single
+@each_kind
 def test_is_a_frozen_dataclass(kind: type[Any]) -> None:
     method = quick(kind)
     field = dataclasses.fields(kind)[0].name
@@ -212,6 +223,32 @@ def test_metadata_says_where_the_numbers_come_from(kind: type[Any]) -> None:
     assert plan.metadata["samples"] == (60 * 8 if kind is LTB else 24)
     assert set(plan.metadata["settings"]) == {field.name for field in dataclasses.fields(kind)}
     assert plan.metadata["settings"]["granularity"] == "channel"
+
+
+@each_refining
+def test_a_refining_method_says_what_it_refines_and_keeps_the_plan_it_was_given(kind: type[Any]) -> None:
+    graph, data = graph_of("mlp"), calibration("mlp", batches=3, n=8)
+    given = MaxNorm().fit(graph, data)
+    before = {key: x.clone() for key, x in given.tensors().items()}
+    plan = quick(kind).fit(graph, data, given)
+    assert {key: x.tolist() for key, x in given.tensors().items()} == {key: x.tolist() for key, x in before.items()}
+    assert plan is not given and not all(torch.equal(plan.tensors()[key], x) for key, x in before.items())
+    assert (plan.metadata["method"], plan.metadata["refines"], plan.metadata["samples"]) == (kind.__name__, "MaxNorm", 24)
+    assert plan.metadata["weights"] == given.metadata["weights"]
+    assert set(plan.metadata["settings"]) == {field.name for field in dataclasses.fields(kind)}
+
+
+@each_refining
+def test_without_a_plan_that_fits_a_refining_method_refuses_before_data_is_read(kind: type[Any]) -> None:
+    def unread() -> Iterator[torch.Tensor]:
+        raise AssertionError("data was read")
+        yield
+
+    graph = graph_of("mlp")
+    with pytest.raises(PlanError, match=re.escape(f"Chain(MaxNorm(), {kind.__name__}())")):
+        quick(kind).fit(graph, unread())
+    with pytest.raises(PlanError, match="does not fit"):
+        quick(kind).fit(graph, unread(), Plan({}))
 
 
 @each_single
