@@ -18,7 +18,8 @@ ALLOWED = {
     "graph": {"graph", "errors"},
     "spiking": {"spiking", "graph", "errors"},
     "engines": {"engines", "spiking", "graph", "errors"},
-    "methods": {"engines", "spiking", "graph", "errors", "methods", "methods._observe", "methods._statistics"},
+    "methods": {"engines", "spiking", "graph", "errors", "methods"}
+    | {f"methods.{name}" for name in ("_observe", "_statistics", "_grid", "_pareto", "_sensitivity")},
     "network": {"engines", "spiking", "graph", "errors"},
     "artifact": {"network", "spiking", "graph", "errors"},
     "measure": {"measure", "network", "engines", "spiking", "graph", "errors"},

@@ -88,8 +88,10 @@ def to_plan(
     thresholds: Mapping[str, torch.Tensor],
     samples: int,
     notes: Iterable[str] = (),
+    *,
+    caps: Mapping[str, int] | None = None,
 ) -> Plan:
-    """A plan with the method's ``v_init``, ``cap`` and ``signed`` for every site.
+    """A plan with the method's ``v_init``, ``cap`` (or ``caps`` by site) and ``signed`` for every site.
 
     A group that never was active has threshold 0: it gets the largest threshold of its site, so that it neither
     fires on noise nor saturates, and is noted. A clipped rectifier (ReLU6) caps the threshold at
@@ -105,9 +107,10 @@ def to_plan(
             dead[site.name] = int((threshold <= 0).sum())
             fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones_like(threshold)
             threshold = torch.where(threshold <= 0, fallback, threshold)
+        cap = method.cap if caps is None else caps[site.name]
         if site.ceiling is not None:
-            threshold = threshold.clamp(max=site.ceiling / (method.cap or 1))
-        sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=method.cap, signed=method.signed)
+            threshold = threshold.clamp(max=site.ceiling / (cap or 1))
+        sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=cap, signed=method.signed)
     metadata = {
         "method": type(method).__name__,
         "settings": settings(method),
