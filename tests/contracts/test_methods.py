@@ -20,23 +20,29 @@ from transpike.errors import DataError, PlanError
 from transpike.graph.capture import capture
 from transpike.graph.ir import Graph
 from transpike.methods import available
+from transpike.methods.adafire import AdaFire
 from transpike.methods.chain import Chain
 from transpike.methods.ltb import LTB
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
-from transpike.spiking.plan import Granularity, Plan, SiteParams
+from transpike.methods.spike_compression import SpikeCompression
+from transpike.spiking.plan import Granularity, NeuronKind, Plan, SiteParams
 
-SINGLE = {name: kind for name, kind in available().items() if kind is not Chain}
+REFINING = {"SpikeCompression": SpikeCompression(steps=16, tolerance=1.5, largest=2.0, samples=40)}  # instances that need a plan
+SINGLE = {name: kind for name, kind in available().items() if kind is not Chain and name not in REFINING}
 
 
 def quick(kind: type[Any], **settings: Any) -> Any:
-    """An instance that is done in milliseconds."""
+    """An instance that is done in milliseconds; a ``cap`` asked for is the only one there is to choose."""
     has = {field.name for field in dataclasses.fields(kind)}
-    return kind(**({"iterations": 60} if "iterations" in has else {}) | settings)
+    settings |= {"iterations": 60} if "iterations" in has else {}
+    settings |= {"least": settings["cap"], "budget": 1.0} if "least" in has and "cap" in settings else {}
+    return kind(**settings)
 
 
 METHODS = {
     **{name: quick(kind) for name, kind in SINGLE.items()},
+    **{f"Chain(MMSE, {name})": Chain(MMSE(), method) for name, method in REFINING.items()},
     "Chain(LTB, MMSE)": Chain(LTB(iterations=5), MMSE(steps=16)),
     "Chain(MaxNorm)": Chain(MaxNorm()),
 }
@@ -44,6 +50,7 @@ MODELS = ("mlp", "residual", "depthwise", "clamped", "two_inputs")  # linear, co
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_single = pytest.mark.parametrize("kind", SINGLE.values(), ids=SINGLE)
+each_refining = pytest.mark.parametrize("method", REFINING.values(), ids=REFINING)
 
 
 @cache
@@ -63,7 +70,44 @@ def same_numbers(a: Plan, b: Plan, tolerance: float = 0.0) -> None:
 
 
 def test_the_table_holds_the_methods_that_are_promised() -> None:
-    assert {"LTB", "MMSE", "MaxNorm", "Percentile"} <= set(SINGLE)
+    assert {"AdaFire", "LTB", "MMSE", "MaxNorm", "Percentile"} <= set(SINGLE)
+    assert {type(method).__name__ for method in REFINING.values()} == set(REFINING) <= set(available())
+
+
+@each_refining
+def test_a_refining_method_without_a_plan_says_what_to_chain_before_any_data_is_read(method: Any) -> None:
+    def unread() -> Iterator[torch.Tensor]:
+        raise AssertionError("data was read")
+        yield
+
+    with pytest.raises(PlanError, match=rf"refines a plan: use Chain\(.*{type(method).__name__}\(\)\)"):
+        method.fit(graph_of("mlp"), unread())
+
+
+@each_refining
+def test_a_refining_method_leaves_the_plan_it_was_given_and_refuses_one_of_another_network(method: Any) -> None:
+    graph, data = graph_of("residual"), calibration("residual")
+    plan = MMSE().fit(graph, data)
+    kept = {key: x.clone() for key, x in plan.tensors().items()}
+    refined = method.fit(graph, data, plan)
+    assert refined is not plan and list(refined.sites) == list(plan.sites)
+    assert all(torch.equal(x, kept[key]) for key, x in plan.tensors().items())
+    with pytest.raises(PlanError, match="does not fit"):
+        method.fit(graph_of("mlp"), calibration("mlp"), plan)
+
+
+@each_refining
+def test_a_refining_method_serves_every_kind_of_neuron(method: Any) -> None:
+    graph, data = graph_of("residual"), calibration("residual")
+    for change in ({"cap": 4}, {"cap": None, "signed": True}, {"kind": NeuronKind.PARALLEL}, {"amplitude": torch.tensor(1.5)}):
+        plan = MMSE().fit(graph, data)
+        plan = dataclasses.replace(plan, sites={n: dataclasses.replace(p, **change) for n, p in plan.sites.items()})
+        refined = method.fit(graph, data, plan)
+        assert {(p.cap, p.signed, p.kind, p.late) for p in refined.sites.values()} == {
+            (p.cap, p.signed, p.kind, p.late) for p in plan.sites.values()
+        }
+        run = transpike.simulate(transpike.build(graph, refined), data[0], steps=16)
+        assert bool(torch.isfinite(run.readout()).all())
 
 
 @each_method
@@ -118,8 +162,9 @@ def test_independent_of_batch_size_and_order_unless_declared(name: str, model: s
         same_numbers(method.fit(graph, list(batches)), wanted, tolerance=1e-5)
 
 
-def test_only_the_online_rule_declares_that_order_matters() -> None:
-    assert [name for name, method in METHODS.items() if order_dependent(method)] == ["LTB", "Chain(LTB, MMSE)"]
+def test_only_the_online_rule_and_what_measures_the_first_samples_declare_that_order_matters() -> None:
+    declared = {name for name, method in METHODS.items() if order_dependent(method)}
+    assert declared == {"LTB", "AdaFire", "Chain(MMSE, SpikeCompression)", "Chain(LTB, MMSE)"}
 
 
 @each_method
@@ -186,7 +231,8 @@ def test_the_chain_states_equation_and_reference() -> None:
 @each_single
 def test_neuron_settings_have_defaults_and_reach_every_site(kind: type[Any]) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    assert (defaults["v_init"], defaults["cap"], defaults["signed"]) == (0.5, 1, False)
+    bursts = kind is AdaFire  # whose point they are
+    assert (defaults["v_init"], defaults["cap"], defaults["signed"]) == (0.5, 8 if bursts else 1, False)
     plan = quick(kind, v_init=0.25, cap=3, signed=True).fit(graph_of("residual"), calibration("residual"))
     assert len(plan.sites) == 3
     for params in plan.sites.values():
@@ -227,7 +273,7 @@ def test_clipped_sites_cannot_fire_beyond_the_clip(kind: type[Any], cap: int) ->
     assert max(highest) > 3.0  # and the clip was reached by the data
 
 
-@each_single
+@pytest.mark.parametrize("kind", [kind for kind in SINGLE.values() if kind is not AdaFire])  # which has caps always
 def test_clipped_sites_without_a_cap_are_noted(kind: type[Any]) -> None:
     noted = quick(kind, cap=None).fit(graph_of("depthwise"), calibration("depthwise"))
     assert any("3 sites are clipped rectifiers" in note for note in noted.notes)

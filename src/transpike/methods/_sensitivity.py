@@ -17,28 +17,14 @@ from typing import Any
 import torch
 
 from transpike.engines.executor import simulate
-from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, map_tree, tree_refs
 from transpike.spiking.plan import Plan, SiteParams
 
-__all__ = ["Bench", "Measured", "check_outputs"]
+__all__ = ["Bench", "Measured"]
 
 _PART = 16  # samples simulated at a time: bounds the memory of their spike counts
-
-
-def check_outputs(graph: Graph) -> None:
-    """Refuse a network whose outputs have nothing that could differ by degrees.
-
-    Raises:
-        PlanError: no output is real (or complex).
-    """
-    if not _compared(graph):
-        raise PlanError(
-            f"no output of {graph.name} is a floating-point tensor with a batch: there is nothing to measure sensitivity by; "
-            "let the network return its logits"
-        )
 
 
 @dataclass(frozen=True)
@@ -123,19 +109,13 @@ def _first(graph: Graph, batches: Iterable[Any], samples: int) -> list[list[torc
     return [list(part) for part in zip(*(x.split(_PART) for x in whole), strict=True)]
 
 
-def _compared(graph: Graph) -> list[tuple[str, int]]:
-    """Name and batch axis of the outputs that are compared, in the order of the output structure."""
-    nodes = {node.name: node for node in graph.nodes}
-    axes = [(name, nodes[name].batch_axis) for name in tree_refs(graph.outputs) if name in nodes and nodes[name].floating]
-    return [(name, axis) for name, axis in axes if axis is not None]
-
-
 def _leaves(graph: Graph, outputs: Any) -> list[torch.Tensor]:
-    """The compared outputs with the batch first, in double precision."""
+    """The outputs that depend on the sample, with the batch first and in double precision."""
+    axes = {value.name: 0 for value in graph.inputs} | {node.name: node.batch_axis for node in graph.nodes}
     found: list[torch.Tensor] = []
     map_tree(found.append, outputs)
-    by_name = dict(zip(tree_refs(graph.outputs), found, strict=True))
-    leaves = [by_name[name].movedim(axis, 0) for name, axis in _compared(graph)]
+    named = zip(tree_refs(graph.outputs), found, strict=True)
+    leaves = [x.movedim(axis, 0) for name, x in named if (axis := axes.get(name)) is not None]
     return [x.to(torch.complex128 if x.is_complex() else torch.float64) for x in leaves]
 
 

@@ -33,7 +33,7 @@ from transpike.graph.ir import Graph
 from transpike.methods._grid import GridSearch, largest_activations
 from transpike.methods._observe import check_neurons, to_plan
 from transpike.methods._pareto import pareto_front
-from transpike.methods._sensitivity import Bench, check_outputs
+from transpike.methods._sensitivity import Bench
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["AdaFire"]
@@ -82,7 +82,6 @@ class AdaFire:
             PlanError: a setting is out of range, or no choice of caps keeps to the budget.
         """
         self._check()
-        check_outputs(graph)
         batches, caps = Batches(graph, batches), self.candidates
         search = GridSearch(self.steps, self.shift, self.granularity)
         largest = largest_activations(graph, batches, self.granularity)

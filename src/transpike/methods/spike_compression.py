@@ -31,7 +31,7 @@ from transpike.errors import PlanError
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import settings
 from transpike.methods._pareto import Front, pareto_front
-from transpike.methods._sensitivity import Bench, Measured, check_outputs
+from transpike.methods._sensitivity import Bench, Measured
 from transpike.spiking.plan import Plan, SiteParams, expand, versions, weights_hash
 
 __all__ = ["SpikeCompression", "scaled"]
@@ -72,7 +72,6 @@ class SpikeCompression:
             raise PlanError("SpikeCompression refines a plan: use Chain(MMSE(), SpikeCompression()), or give one to fit")
         self._check_settings()
         plan.validate(graph)
-        check_outputs(graph)
         bench = Bench(graph, batches, self.samples, self.steps)
         before = bench.measure(plan)
         options = {
@@ -163,17 +162,13 @@ def scaled(site: Site, params: SiteParams, ratio: float) -> SiteParams:
 
     ``cap x amplitude`` is the most that a neuron can send in one step; it does not pass ``site.ceiling``.
     """
-    factor = torch.full_like(params.threshold, ratio)
+    factor = torch.tensor(ratio, dtype=params.threshold.dtype, device=params.threshold.device)
     if site.ceiling is not None and params.cap is not None:
-        room = site.ceiling / (params.cap * params.worth)
-        if room.shape != factor.shape:
-            room, factor = expand(room, site), expand(factor, site)
-        factor = torch.minimum(factor, room.clamp(min=1))
+        factor = torch.minimum(factor, (site.ceiling / (params.cap * params.worth)).clamp(min=1))
 
     def times(x: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 0 or factor.dim() == 0 or x.shape == factor.shape:
-            return x * factor if x.dim() or bool(x != 0) else x  # a potential of 0 stays one number
-        return expand(x, site) * expand(factor, site)
+        alike = x.dim() == 0 or factor.dim() == 0 or x.shape == factor.shape
+        return x * factor if alike else expand(x, site) * expand(factor, site)
 
     amplitude = None if params.amplitude is None else times(params.amplitude)
     return replace(params, threshold=times(params.threshold), v_init=times(params.v_init), amplitude=amplitude)
