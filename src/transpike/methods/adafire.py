@@ -7,7 +7,8 @@ A neuron that may send up to B spikes in one step has B times the levels and mak
 the price of more spikes. S_l(B) is the symmetric KL divergence between the ANN's and the read-out's softmax with only
 layer l at cap B, E_l(B) the spikes of that layer, a burst of k counted k times. That the S_l add up is an assumption;
 the best sum is found exactly, by dynamic programming over the Pareto front. Thresholds are those of least quantisation
-error under the chosen caps (see `mmse`). Bias calibration afterwards is a refinement: chain one behind.
+error under the chosen caps (see `mmse`; the grid shrinks with the cap, so its floor never limits the cap). Bias
+calibration afterwards is a refinement: chain one behind.
 
 Reference: Wang et al., "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025,
 arXiv:2412.16219.
@@ -149,5 +150,5 @@ class AdaFire:
         if self.target is not None and self.target not in self.candidates:
             wanted = ", ".join(map(str, self.candidates))
             raise PlanError(f"AdaFire(target={self.target}): the budget refers to one of the candidate caps, {wanted}")
-        if not self.budget > 0 or self.samples < 1:
+        if not 0 < self.budget < math.inf or self.samples < 1:
             raise PlanError(f"AdaFire(budget={self.budget}, samples={self.samples}): a share of spikes above 0, at least 1 sample")

@@ -94,7 +94,6 @@ class SpikeCompression:
 
         pick, after = self._furthest(front, lambda pick: bench.measure(compressed(pick)), before)
         picks = [0] * len(options) if pick is None else front.picks[pick].tolist()
-        ratios = {name: self.ratios[k] for name, k in zip(options, picks, strict=True)}
         notes = list(plan.notes)
         if pick != len(front) - 1:
             notes.append(
@@ -102,24 +101,17 @@ class SpikeCompression:
                 f"{self.check} times that of the plan, so a choice with more spikes was taken"
             )
         if after.total > 0.99 * before.total:
-            notes.append(
-                f"SpikeCompression: spikes fell by less than 1 %, {before.total:.4g} to {after.total:.4g} a sample; raise tolerance"
-            )
-        metadata = {
-            **plan.metadata,
-            "method": type(self).__name__,
-            "settings": settings(self),
-            "samples": bench.samples,
-            "weights": weights_hash(graph),
-            "versions": versions(),
-            "compression": {
-                "ratios": ratios,
-                "spikes": {"before": before.total, "after": after.total},
-                "distance": {"before": before.distance, "after": after.distance},
-            },
+            fell = f"{before.total:.4g} to {after.total:.4g} a sample"
+            notes.append(f"SpikeCompression: spikes fell by less than 1 %, {fell}; raise tolerance or check")
+        found = {
+            "ratios": {name: self.ratios[k] for name, k in zip(options, picks, strict=True)},
+            "spikes": {"before": before.total, "after": after.total},
+            "distance": {"before": before.distance, "after": after.distance},
         }
+        own = {"method": type(self).__name__, "settings": settings(self), "samples": bench.samples}
+        own |= {"weights": weights_hash(graph), "versions": versions(), "compression": found}
         best = plan if pick is None else compressed(pick)
-        return replace(best, metadata=metadata, notes=tuple(notes)).validate(graph)
+        return replace(best, metadata={**plan.metadata, **own}, notes=tuple(notes)).validate(graph)
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -129,13 +121,13 @@ class SpikeCompression:
     def _check_settings(self) -> None:
         if self.steps < 1 or self.samples < 1:
             raise PlanError(f"SpikeCompression(steps={self.steps}, samples={self.samples}): at least 1 each")
-        if not (self.largest >= 1 and self.increment > 0):
+        if not (1 <= self.largest < math.inf and self.increment > 0):
             raise PlanError(
                 f"SpikeCompression(largest={self.largest}, increment={self.increment}): ratios go from 1 up to `largest`"
             )
-        if not self.tolerance > 0 or (self.check is not None and not self.check >= 1):
+        if not 0 < self.tolerance < math.inf or (self.check is not None and not self.check >= 1):
             raise PlanError(
-                f"SpikeCompression(tolerance={self.tolerance}, check={self.check}): tolerance above 0, check at least 1"
+                f"SpikeCompression(tolerance={self.tolerance}, check={self.check}): tolerance is above 0, check at least 1"
             )
 
     def _furthest(self, front: Front, measure: Callable[[int], Measured], before: Measured) -> tuple[int | None, Measured]:
