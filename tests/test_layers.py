@@ -18,10 +18,8 @@ ALLOWED = {
     "graph": {"graph", "errors"},
     "spiking": {"spiking", "graph", "errors"},
     "engines": {"engines", "spiking", "graph", "errors"},
-    "methods": {
-        *["engines", "spiking", "graph", "errors", "methods"],
-        *["methods._calibration", "methods._observe", "methods._statistics", "methods._weights"],
-    },
+    "methods": {"engines", "spiking", "graph", "errors", "methods"}
+    | {f"methods._{name}" for name in ("calibration", "grid", "observe", "pareto", "sensitivity", "statistics", "weights")},
     "network": {"engines", "spiking", "graph", "errors"},
     "artifact": {"network", "spiking", "graph", "errors"},
     "measure": {"measure", "network", "engines", "spiking", "graph", "errors"},
@@ -63,6 +61,8 @@ def _may(file: str, module: str) -> bool:
         return True
     if target in FREE or target.startswith("demo") or not module:
         return False
+    if file == "methods/auto.py" and target == "methods":  # a choice among the methods
+        return True
     if room == "methods" and target == "methods":  # never another method, unless as the protocol
         return module in ALLOWED["methods"]
     if "._" in module and target != room:  # a file with an underscore belongs to its room

@@ -13,10 +13,10 @@ from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import rectify, settings
+from transpike.methods._observe import check_refines, rectify
 from transpike.spiking.plan import Plan, SiteParams, expand
 
-__all__ = ["Shift", "ann_means", "check_refines", "plus", "refined", "sample_groups", "shifted"]
+__all__ = ["Shift", "ann_means", "check_calibration", "plus", "sample_groups", "shifted"]
 
 _GROUP_BYTES = 1 << 28  # currents of the largest site for all steps of one group of samples; a sweep holds a few times this
 
@@ -28,18 +28,15 @@ class Shift(enum.Enum):
     TRICKLED = "trickled"  # in equal parts at every step, from potential 0
 
 
-def check_refines(method: Any, graph: Graph, plan: Plan | None) -> Plan:
+def check_calibration(method: Any, graph: Graph, plan: Plan | None) -> Plan:
     """The plan, if there is one that fits and the settings make sense.
 
     Raises:
         PlanError: no plan, one of another network, or ``steps`` or ``samples`` below 1.
     """
-    name = type(method).__name__
     if method.steps < 1 or method.samples < 1:
-        raise PlanError(f"{name}(steps={method.steps}, samples={method.samples}): both are at least 1")
-    if plan is None:
-        raise PlanError(f"{name} refines a plan and was given none: use Chain(MaxNorm(), {name}()), or give fit a plan")
-    return plan.validate(graph)
+        raise PlanError(f"{type(method).__name__}(steps={method.steps}, samples={method.samples}): both are at least 1")
+    return check_refines(method, graph, plan)
 
 
 def sample_groups(graph: Graph, batches: Iterable[Any], samples: int, steps: int) -> list[list[torch.Tensor]]:
@@ -82,10 +79,3 @@ def plus(site: Site, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.shape == b.shape or a.dim() == 0 or b.dim() == 0:
         return a + b
     return expand(a, site) + expand(b, site)
-
-
-def refined(method: Any, plan: Plan, samples: int, notes: Iterable[str] = ()) -> Plan:
-    """The plan as the work of ``method``, which began with another method's."""
-    before = plan.metadata.get("method", "unknown")
-    metadata = {**plan.metadata, "method": type(method).__name__, "settings": settings(method), "refines": before, "samples": samples}
-    return replace(plan, metadata=metadata, notes=(*plan.notes, *notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from transpike.spiking.plan import Granularity, Plan, SiteParams, versions, weig
 
 __all__ = [
     "check_neurons",
+    "check_refines",
     "collapse",
     "few_samples",
     "observed_maximum",
     "rectify",
     "reduced_axes",
+    "refined",
     "settings",
     "to_plan",
     "watch",
@@ -40,6 +43,25 @@ def check_neurons(method: Any) -> None:
         raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
     if method.cap is not None and method.cap < 1:
         raise PlanError(f"cap is {method.cap}: the most spikes in one step, at least 1, or None for no limit")
+
+
+def check_refines(method: Any, graph: Graph, plan: Plan | None) -> Plan:
+    """The plan that ``method`` refines.
+
+    Raises:
+        PlanError: there is none, or it is one of another network.
+    """
+    name = type(method).__name__
+    if plan is None:
+        raise PlanError(f"{name} refines a plan and was given none: use Chain(MMSE(), {name}()), or give fit a plan")
+    return plan.validate(graph)
+
+
+def refined(method: Any, plan: Plan, samples: int, notes: Iterable[str] = (), **found: Any) -> Plan:
+    """The plan as the work of ``method``, which began with another method's; ``found`` goes to the metadata."""
+    origin = {"refines": plan.metadata.get("method", "unknown"), "method": type(method).__name__, "settings": settings(method)}
+    metadata = {**plan.metadata, **origin, "samples": samples, "versions": versions(), **found}
+    return replace(plan, metadata=metadata, notes=(*plan.notes, *notes))
 
 
 def rectify(site: Site, z: torch.Tensor) -> torch.Tensor:
@@ -136,8 +158,10 @@ def to_plan(
     thresholds: Mapping[str, torch.Tensor],
     samples: int,
     notes: Iterable[str] = (),
+    *,
+    caps: Mapping[str, int] | None = None,
 ) -> Plan:
-    """A plan with the method's ``v_init``, ``cap`` and ``signed`` for every site.
+    """A plan with the method's ``v_init``, ``cap`` (or ``caps`` by site) and ``signed`` for every site.
 
     A group that never was active has threshold 0: it gets the largest threshold of its site, so that it neither
     fires on noise nor saturates, and is noted. A clipped rectifier (ReLU6) caps the threshold at
@@ -153,9 +177,10 @@ def to_plan(
             dead[site.name] = int((threshold <= 0).sum())
             fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones_like(threshold)
             threshold = torch.where(threshold <= 0, fallback, threshold)
+        cap = method.cap if caps is None else caps[site.name]
         if site.ceiling is not None:
-            threshold = threshold.clamp(max=site.ceiling / (method.cap or 1))
-        sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=method.cap, signed=method.signed)
+            threshold = threshold.clamp(max=site.ceiling / (cap or 1))
+        sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=cap, signed=method.signed)
     metadata = {
         "method": type(method).__name__,
         "settings": settings(method),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from transpike.graph.interpret import call
-from transpike.graph.ir import Graph, Node, Role, Site, tree_refs
+from transpike.graph.ir import Graph, Node, Role, Site
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import SiteParams, expand
 
@@ -85,7 +85,7 @@ def feeds(graph: Graph) -> dict[str, Feed]:
         ahead = _ahead(nodes, source)
         weights = [ref for node in _nearest_synapses(nodes, source) if node.name in fresh for ref in _own_weights(graph, node)]
         weights = [ref for ref in weights if times_read[ref] == 1]
-        reached = {ref for ref in weights} | {node.name for node in ahead if node.shape is None}  # lists are not cut in samples
+        reached = set(weights) | {node.name for node in ahead if node.shape is None}  # lists are not cut in samples
         for node in ahead:
             if reached & set(node.refs()):
                 reached.add(node.name)

@@ -30,8 +30,8 @@ from transpike.engines.sweep import respond, sweep
 from transpike.errors import PlanError
 from transpike.graph.interpret import call, channels_last, forward, interpret
 from transpike.graph.ir import Graph, Site
-from transpike.methods._calibration import Shift, ann_means, check_refines, plus, refined, sample_groups, shifted
-from transpike.methods._observe import rectify
+from transpike.methods._calibration import Shift, ann_means, check_calibration, plus, sample_groups, shifted
+from transpike.methods._observe import rectify, refined
 from transpike.methods._weights import Feed, Updates, as_node, feeds, late, quantised, train
 from transpike.spiking.plan import Plan
 
@@ -86,7 +86,7 @@ class AdvancedCalibration:
             )
         if not (self.weights or self.potential):
             raise PlanError("AdvancedCalibration(weights=False, potential=False) does nothing: ask for one of them")
-        plan = check_refines(self, graph, plan)
+        plan = check_calibration(self, graph, plan)
         groups = sample_groups(graph, batches, self.samples, self.steps)
         sites = {site.name: shifted(site, plan.sites[site.name], self.shift, self.steps) for site in graph.sites}
         refining, notes = replace(plan, sites=sites), []
@@ -119,9 +119,7 @@ class AdvancedCalibration:
         sweep(graph, plan, inputs, self.steps, calibrate)
         return replace(plan, sites=sites)
 
-    def _calibrate_weights(
-        self, graph: Graph, plan: Plan, groups: Sequence[Sequence[torch.Tensor]]
-    ) -> tuple[Plan, list[str]]:
+    def _calibrate_weights(self, graph: Graph, plan: Plan, groups: Sequence[Sequence[torch.Tensor]]) -> tuple[Plan, list[str]]:
         graph = late(graph)
         fed = feeds(graph)
         trained = {name: {**graph.params, **plan.params}[name].clone() for feed in fed.values() for name in feed.weights}
@@ -136,10 +134,14 @@ class AdvancedCalibration:
         notes = []
         if left:
             some = f"{', '.join(left[:3])}{' ...' if len(left) > 3 else ''}"
-            notes.append(f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no synapse feeds them alone")
+            notes.append(
+                f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no synapse feeds them alone"
+            )
         return plan, notes
 
-    def _sweep_weights(self, graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], fed: dict[str, Feed], updates: Updates) -> None:
+    def _sweep_weights(
+        self, graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], fed: dict[str, Feed], updates: Updates
+    ) -> None:
         """Train the weights in ``plan.params`` in place: the running sweep reads them when it gets there."""
         wanted = _activations(graph, inputs, set(fed))
         known: dict[str, Any] = {**graph.params, **plan.params}

@@ -23,8 +23,8 @@ from transpike.engines.sweep import respond, sweep
 from transpike.errors import PlanError
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import few_samples, rectify, settings
-from transpike.spiking.plan import Plan, versions
+from transpike.methods._observe import check_refines, few_samples, rectify, refined
+from transpike.spiking.plan import Plan
 
 __all__ = ["InitialPotential"]
 
@@ -41,6 +41,7 @@ class InitialPotential:
     """
 
     order_dependent: ClassVar[bool] = True  # looks at the first samples
+    refines: ClassVar[bool] = True  # needs a plan
 
     steps: int = 32
     samples: int = 64
@@ -51,10 +52,9 @@ class InitialPotential:
         Raises:
             PlanError: there is no plan to refine, or a setting is out of range.
         """
-        if plan is None:
-            raise PlanError("InitialPotential refines a plan: Chain(MMSE(), InitialPotential())")
         if self.steps < 1 or self.samples < 1:
             raise PlanError(f"{self}: both are at least 1")
+        plan = check_refines(self, graph, plan)
         keep_freed_memory()
         inputs, notes = few_samples(graph, batches, self.samples, copies=2 * self.steps)
         wanted: dict[str, torch.Tensor] = {}
@@ -64,12 +64,12 @@ class InitialPotential:
             return wanted[site.name].clone()
 
         forward(graph, inputs, show)
-        sites = dict(plan.sites)
+        first, sites = plan, dict(plan.sites)
 
         def at_site(site: Site, currents: torch.Tensor) -> torch.Tensor:
             a = wanted.pop(site.name)
             others = [axis for axis in range(a.dim()) if axis != site.channel_axis + 1]
-            params, theta = sites[site.name], plan.sites[site.name].threshold
+            params, theta = sites[site.name], first.sites[site.name].threshold
             errors = []
             for fraction in _FRACTIONS.tolist():
                 rates = respond(site, replace(params, v_init=fraction * theta), currents).emitted.mean(0)
@@ -81,8 +81,7 @@ class InitialPotential:
             return respond(site, sites[site.name], currents).emitted
 
         sweep(graph, plan, inputs, self.steps, at_site)
-        origin = {**plan.metadata, "method": "InitialPotential", "settings": settings(self), "versions": versions()}
-        return replace(plan, sites=sites, metadata=origin, notes=(*plan.notes, *notes)).validate(graph)
+        return refined(self, replace(plan, sites=sites), len(inputs[0]), notes).validate(graph)
 
 
 _BY_PREFERENCE = (_FRACTIONS - 0.5).abs().argsort(stable=True)

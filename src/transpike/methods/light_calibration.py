@@ -25,8 +25,8 @@ import torch
 from transpike.engines.sweep import respond, sweep
 from transpike.errors import PlanError
 from transpike.graph.ir import Graph, Site
-from transpike.methods._calibration import Shift, ann_means, check_refines, plus, refined, sample_groups, shifted
-from transpike.methods._observe import reduced_axes
+from transpike.methods._calibration import Shift, ann_means, check_calibration, plus, sample_groups, shifted
+from transpike.methods._observe import reduced_axes, refined
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["LightCalibration", "Shift"]
@@ -61,7 +61,7 @@ class LightCalibration:
         """
         if self.iterations < 1:
             raise PlanError(f"LightCalibration(iterations={self.iterations}): at least one correction")
-        plan = check_refines(self, graph, plan)
+        plan = check_calibration(self, graph, plan)
         groups = sample_groups(graph, batches, self.samples, self.steps)
         sites = {site.name: shifted(site, plan.sites[site.name], self.shift, self.steps) for site in graph.sites}
         refining, seen = replace(plan, sites=sites), 0

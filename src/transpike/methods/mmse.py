@@ -19,20 +19,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from transpike.engines.kernels import threads_for
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
-from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import check_neurons, collapse, to_plan, watch
-from transpike.methods._statistics import quantisation_errors
+from transpike.graph.ir import Graph
+from transpike.methods._grid import GridSearch, largest_activations
+from transpike.methods._observe import check_neurons, to_plan
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["MMSE"]
-
-_GRID = 1.0 - 0.01 * np.arange(95)
 
 
 @dataclass(frozen=True)
@@ -65,35 +59,7 @@ class MMSE:
             raise PlanError(f"MMSE(steps={self.steps}, shift={self.shift}): steps is at least 1, shift from 0 to below 1")
         check_neurons(self)
         batches = Batches(graph, batches)
-        largest: dict[str, Any] = {}
-        errors: dict[str, Any] = {}
-        cap = np.float32(np.inf if self.cap is None else self.cap)
-
-        def find_largest(site: Site, a: torch.Tensor) -> None:
-            here = _array(collapse(site, a, self.granularity)).max(axis=(0, 2))
-            largest[site.name] = np.maximum(largest.get(site.name, 0), here)
-
-        def add_errors(site: Site, a: torch.Tensor) -> None:
-            x = _array(collapse(site, a, self.granularity))
-            grid = _candidates(largest[site.name], self.cap)
-            with threads_for(x.size * len(_GRID)):
-                here = quantisation_errors(x, grid, np.float32(self.steps), cap, np.float32(self.shift))
-            errors[site.name] = errors.get(site.name, 0) + here
-
-        watch(graph, batches, find_largest)
-        samples = watch(graph, batches, add_errors)
-        thresholds = {}
-        for name, error in errors.items():
-            grid = _candidates(largest[name], self.cap)
-            best = np.take_along_axis(grid, error.argmin(1)[:, None], 1)[:, 0]  # the first of equals: the larger V
-            thresholds[name] = torch.from_numpy(best)
-        return to_plan(self, graph, thresholds, samples)
-
-
-def _array(x: torch.Tensor) -> Any:
-    return x.to("cpu", torch.float32).contiguous().numpy()
-
-
-def _candidates(largest: Any, cap: int | None) -> Any:
-    """V for every group. groups x candidates"""
-    return (largest[:, None] * _GRID[None] / (cap or 1)).astype(np.float32)
+        largest = largest_activations(graph, batches, self.granularity)
+        caps = dict.fromkeys(largest, self.cap)
+        thresholds = GridSearch(self.steps, self.shift, self.granularity).best(graph, batches, largest, caps)
+        return to_plan(self, graph, thresholds, batches.samples)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from transpike.errors import PlanError
 from transpike.graph.ir import Graph
-from transpike.methods._observe import settings
-from transpike.spiking.plan import NeuronKind, Plan, versions
+from transpike.methods._observe import check_refines, refined
+from transpike.spiking.plan import NeuronKind, Plan
 
 __all__ = ["OffsetSpikes"]
 
@@ -30,17 +30,17 @@ __all__ = ["OffsetSpikes"]
 class OffsetSpikes:
     """Neurons that mend their spike count; a refinement of any plan without signed or parallel neurons."""
 
+    refines: ClassVar[bool] = True  # needs a plan
+
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
         """Return the plan with neurons that mend their count; the data is not looked at.
 
         Raises:
             PlanError: there is no plan to refine, or its neurons are signed or parallel.
         """
-        if plan is None:
-            raise PlanError("OffsetSpikes refines a plan: Chain(MMSE(), OffsetSpikes())")
+        plan = check_refines(self, graph, plan)
         amiss = [name for name, site in plan.sites.items() if site.signed or site.kind is NeuronKind.PARALLEL]
         if amiss:
             raise PlanError(f"{len(amiss)} sites have signed or parallel neurons ({amiss[0]}): they mend their count themselves")
         sites = {name: replace(site, kind=NeuronKind.OFFSET) for name, site in plan.sites.items()}
-        origin = {**plan.metadata, "method": "OffsetSpikes", "settings": settings(self), "versions": versions()}
-        return replace(plan, sites=sites, metadata=origin).validate(graph)
+        return refined(self, replace(plan, sites=sites), plan.metadata.get("samples", 0)).validate(graph)

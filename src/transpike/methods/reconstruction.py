@@ -27,8 +27,8 @@ from transpike.errors import PlanError
 from transpike.graph.interpret import call, channels_last, forward, frees, interpret
 from transpike.graph.ir import Graph, Node, Ref, Site, map_tree, tree_refs
 from transpike.graph.roles import SYNAPSES, base_name
-from transpike.methods._observe import few_samples, rectify, settings
-from transpike.spiking.plan import Plan, SiteParams, expand, versions
+from transpike.methods._observe import check_refines, few_samples, rectify, refined
+from transpike.spiking.plan import Plan, SiteParams, expand
 
 __all__ = ["Reconstruction"]
 
@@ -54,6 +54,7 @@ class Reconstruction:
     """
 
     order_dependent: ClassVar[bool] = True  # draws from the samples by position
+    refines: ClassVar[bool] = True  # needs a plan
 
     steps: int = 16
     iterations: int = 200
@@ -69,10 +70,9 @@ class Reconstruction:
         Raises:
             PlanError: there is no plan to refine, or a setting is out of range.
         """
-        if plan is None:
-            raise PlanError("Reconstruction refines a plan: Chain(Parallel(steps=4), Reconstruction(steps=4))")
         if min(self.steps, self.iterations, self.batch, self.samples) < 1 or self.rate < 0 or self.weight_rate < 0:
             raise PlanError(f"{self}: steps, iterations, batch and samples are at least 1, rates are not negative")
+        plan = check_refines(self, graph, plan)
         keep_freed_memory()
         inputs, notes = few_samples(graph, batches, self.samples)
         generator = torch.Generator().manual_seed(self.seed)
@@ -107,12 +107,10 @@ class Reconstruction:
                 best = min(best, snapshot(), key=lambda found: found[0])
         if best is before:
             notes = (*notes, "Reconstruction found no numbers that serve held-out samples better: the plan is unchanged")
-            return replace(plan, notes=(*plan.notes, *notes))
-        origin = {**plan.metadata, "method": "Reconstruction", "settings": settings(self), "versions": versions()}
-        origin["error"] = {"before": before[0], "after": best[0]}  # the objective on samples that were not learned from
-        return replace(
-            plan, sites=best[1], params={**plan.params, **best[2]}, metadata=origin, notes=(*plan.notes, *notes)
-        ).validate(graph)
+            return refined(self, plan, count, notes)
+        better = replace(plan, sites=best[1], params={**plan.params, **best[2]})
+        error = {"before": before[0], "after": best[0]}  # the objective on samples that were not learned from
+        return refined(self, better, count, notes, error=error).validate(graph)
 
 
 class _Numbers:
