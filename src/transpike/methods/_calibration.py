@@ -86,6 +86,6 @@ def plus(site: Site, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def refined(method: Any, plan: Plan, samples: int, notes: Iterable[str] = ()) -> Plan:
     """The plan as the work of ``method``, which began with another method's."""
+    own = {"method": type(method).__name__, "settings": settings(method), "samples": samples}
     before = plan.metadata.get("method", "unknown")
-    metadata = {**plan.metadata, "method": type(method).__name__, "settings": settings(method), "refines": before, "samples": samples}
-    return replace(plan, metadata=metadata, notes=(*plan.notes, *notes))
+    return replace(plan, metadata={**plan.metadata, **own, "refines": before}, notes=(*plan.notes, *notes))

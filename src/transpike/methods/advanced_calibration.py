@@ -119,9 +119,7 @@ class AdvancedCalibration:
         sweep(graph, plan, inputs, self.steps, calibrate)
         return replace(plan, sites=sites)
 
-    def _calibrate_weights(
-        self, graph: Graph, plan: Plan, groups: Sequence[Sequence[torch.Tensor]]
-    ) -> tuple[Plan, list[str]]:
+    def _calibrate_weights(self, graph: Graph, plan: Plan, groups: Sequence[Sequence[torch.Tensor]]) -> tuple[Plan, list[str]]:
         graph = late(graph)
         fed = feeds(graph)
         trained = {name: {**graph.params, **plan.params}[name].clone() for feed in fed.values() for name in feed.weights}
@@ -136,10 +134,12 @@ class AdvancedCalibration:
         notes = []
         if left:
             some = f"{', '.join(left[:3])}{' ...' if len(left) > 3 else ''}"
-            notes.append(f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no synapse feeds them alone")
+            notes.append(f"the weights in front of {len(left)} sites ({some}) stay: no synapse there has weights of its own")
         return plan, notes
 
-    def _sweep_weights(self, graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], fed: dict[str, Feed], updates: Updates) -> None:
+    def _sweep_weights(
+        self, graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], fed: dict[str, Feed], updates: Updates
+    ) -> None:
         """Train the weights in ``plan.params`` in place: the running sweep reads them when it gets there."""
         wanted = _activations(graph, inputs, set(fed))
         known: dict[str, Any] = {**graph.params, **plan.params}
@@ -147,7 +147,8 @@ class AdvancedCalibration:
         with torch.no_grad():
             interpret(graph.prefix, known, lambda node, env: call(node, env, len(inputs[0]), inputs[0].device))
         nodes = {node.name: node for node in graph.body}
-        order = [site.name for site in sorted(graph.sites, key=lambda site: list(nodes).index(site.node))]
+        by_node = {site.node: site.name for site in graph.sites}
+        order = [by_node[name] for name in nodes if name in by_node]
 
         def emit(site: Site, currents: torch.Tensor) -> torch.Tensor:
             emitted = respond(site, plan.sites[site.name], currents).emitted
