@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHECKED := src tests benchmarks examples
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo test check bench bench-accuracy format clean
 
 setup: $(READY)
 
@@ -27,6 +27,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
+
+bench-accuracy: $(READY)
+	$(BIN)/python -m benchmarks.board
+	$(BIN)/python -m benchmarks.pages
 
 format: $(READY)
 	$(BIN)/ruff format $(CHECKED)

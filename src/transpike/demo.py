@@ -66,10 +66,12 @@ class Trial:
 
 
 def demo_methods() -> list[Trial]:
-    """Every method as it is, and what signed neurons and bursts make of MMSE."""
-    methods = {name: cls for name, cls in available().items() if cls is not Chain}
-    trials = [Trial(name, cls()) for name, cls in methods.items()]
+    """Every method for a network as it is, refinements after MMSE, and what signed neurons and bursts make of MMSE."""
+    ready = {name: cls for name, cls in available().items() if not getattr(cls, "prepared_only", False)}
+    methods = {name: cls for name, cls in ready.items() if cls is not Chain}
     mmse = methods["MMSE"]
+    refined = {name for name, cls in methods.items() if getattr(cls, "refines", False)}
+    trials = [Trial(name, Chain(mmse(), cls()) if name in refined else cls()) for name, cls in methods.items()]
     return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, cap 4", mmse(steps=8, cap=4, signed=True))]
 
 

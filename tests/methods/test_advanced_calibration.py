@@ -120,9 +120,9 @@ def published_weights(model: nn.Module, plan: Plan, x: torch.Tensor, trained: di
         for other, value in r.items():
             setattr(mean_net, other.partition("#")[0], Known(value))
         xin, currents = traced(mean_net, x)
-        total = currents_of(site, xin, currents)
+        total = xin[site.partition("#")[0]]
         layers = [mean_net.get_submodule(path) for path in paths]
-        rest = total - sum(pooled(site, currents[path]) for path in paths)  # biases and residual branches
+        rest = total - sum(currents[path] for path in paths)  # biases and residual branches
         weights = [layer.weight.detach().clone().requires_grad_() for layer in layers]
         adam = torch.optim.Adam(weights, lr=1.0)
         theta = plan.sites[site].threshold.view(-1, *[1] * (total.dim() - 2))
@@ -133,7 +133,7 @@ def published_weights(model: nn.Module, plan: Plan, x: torch.Tensor, trained: di
             for layer, weight, path in zip(layers, weights, paths, strict=True):
                 change = weight - layer.weight.detach()
                 run = F.conv2d(xin[path][some], change, None, layer.stride, layer.padding) if weight.dim() == 4 else None
-                z = z + pooled(site, (F.linear(xin[path][some], change) if run is None else run) + currents[path][some])
+                z = z + (F.linear(xin[path][some], change) if run is None else run) + currents[path][some]
             level = (z * STEPS / theta + (0.5 if s["rounding"] else 0)).clamp(0, STEPS)
             q = (level + (level.floor() - level).detach()) * theta / STEPS
             loss = (q - wanted[site.partition("#")[0]][some]).square().sum(1).mean()
@@ -143,14 +143,6 @@ def published_weights(model: nn.Module, plan: Plan, x: torch.Tensor, trained: di
         for path, weight in zip(paths, weights, strict=True):
             snn.get_submodule(path).weight.data = weight.detach()
     return snn
-
-
-def currents_of(site: str, given: dict[str, torch.Tensor], made: dict[str, torch.Tensor]) -> torch.Tensor:
-    return given[site.partition("#")[0]]
-
-
-def pooled(site: str, x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -264,7 +256,7 @@ def test_the_ann_and_the_given_plan_are_left_as_they_are() -> None:
     graph, base = converted("residual")
     x = batch_of("residual", 6)
     own = {"fc.weight": graph.params["fc.weight"] * 2}
-    trained = {"bn2" for _ in ()} | {name for feed in feeds(late(graph)).values() for name in feed.weights}
+    trained = {name for feed in feeds(late(graph)).values() for name in feed.weights}
     own |= {name: graph.params[name] * 1.25 for name in sorted(trained)}
     plan = replace(base, params=own)
     weights, before = {name: w.clone() for name, w in graph.params.items()}, forward(graph, [x])
@@ -298,7 +290,7 @@ def test_weights_read_twice_stay_and_are_noted() -> None:
     method = Chain(MaxNorm(), AdvancedCalibration(steps=4, weights=True, iterations=3, rate=1e-3))
     plan = method.fit(graph, [torch.randn(16, 6)])
     assert set(plan.params) == {"once.weight"}
-    assert any("weights in front of 2 sites" in note for note in plan.notes)
+    assert any("weights in front of 2 sites (relu#2, relu#3) stay" in note for note in plan.notes)
     assert not any(
         "weights in front of" in note
         for note in Chain(MaxNorm(), AdvancedCalibration(steps=4, weights=False)).fit(graph, [torch.randn(16, 6)]).notes

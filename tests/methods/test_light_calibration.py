@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -142,7 +142,7 @@ def test_repeating_the_update_contracts_the_gap_of_every_channel_and_one_does_no
         run = simulate(graph, refined, [x], 8)
         r = run.net["0#1"] * only(refined).threshold / 8
         gaps.append((x.clamp(min=0).mean(0) - r.mean(0)).abs())
-    assert all(bool((after < before).all()) for before, after in itertools.pairwise(gaps)), gaps
+    assert all(bool((after < before).all()) for before, after in pairwise(gaps)), gaps
     assert bool((gaps[1] > 0.3 * gaps[0]).all()) and bool((gaps[4] < 0.6 * gaps[0]).all()), gaps
 
 

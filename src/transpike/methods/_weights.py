@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +82,8 @@ def feeds(graph: Graph) -> dict[str, Feed]:
         if part[-1].name not in sites:
             continue  # the read-out
         site, source, fresh = sites[part[-1].name], part[-1].args[0].name, {node.name for node in part}
-        ahead = _ahead(nodes, source)
-        weights = [ref for node in _nearest_synapses(nodes, source) if node.name in fresh for ref in _own_weights(graph, node)]
+        ahead = _ahead(graph.body, source)
+        weights = [ref for node in _nearest_synapses(graph.body, source) if node.name in fresh for ref in _own_weights(graph, node)]
         weights = [ref for ref in weights if times_read[ref] == 1]
         reached = set(weights) | {node.name for node in ahead if node.shape is None}  # lists are not cut in samples
         for node in ahead:
@@ -113,20 +113,20 @@ def _parts(graph: Graph) -> list[list[Node]]:
     return [part for part in parts if part]
 
 
-def _ahead(nodes: Mapping[str, Node], source: str) -> list[Node]:
+def _ahead(body: Sequence[Node], source: str) -> list[Node]:
     """The operations from other sites, the constant part and the inputs to ``source``, in order."""
     needed, found = {source}, []
-    for node in reversed(nodes.values()):
+    for node in reversed(body):
         if node.name in needed and node.role is not Role.NEURON:
             needed.update(node.refs())
             found.append(node)
     return found[::-1]
 
 
-def _nearest_synapses(nodes: Mapping[str, Node], source: str) -> list[Node]:
+def _nearest_synapses(body: Sequence[Node], source: str) -> list[Node]:
     """The synapses that reach ``source`` without passing neurons or other synapses, in order."""
     needed, found = {source}, []
-    for node in reversed(nodes.values()):
+    for node in reversed(body):
         if node.name in needed and node.role is not Role.NEURON:
             if base_name(node.op) in SYNAPSES:
                 found.append(node)

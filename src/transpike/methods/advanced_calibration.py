@@ -134,9 +134,7 @@ class AdvancedCalibration:
         notes = []
         if left:
             some = f"{', '.join(left[:3])}{' ...' if len(left) > 3 else ''}"
-            notes.append(
-                f"AdvancedCalibration left the weights in front of {len(left)} sites ({some}): no synapse feeds them alone"
-            )
+            notes.append(f"the weights in front of {len(left)} sites ({some}) stay: no synapse there has weights of its own")
         return plan, notes
 
     def _sweep_weights(
@@ -149,7 +147,8 @@ class AdvancedCalibration:
         with torch.no_grad():
             interpret(graph.prefix, known, lambda node, env: call(node, env, len(inputs[0]), inputs[0].device))
         nodes = {node.name: node for node in graph.body}
-        order = [site.name for site in sorted(graph.sites, key=lambda site: list(nodes).index(site.node))]
+        by_node = {site.node: site.name for site in graph.sites}
+        order = [by_node[name] for name in nodes if name in by_node]
 
         def emit(site: Site, currents: torch.Tensor) -> torch.Tensor:
             emitted = respond(site, plan.sites[site.name], currents).emitted
