@@ -52,9 +52,7 @@ def sweep(graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], steps: int, 
     Memory grows with steps x samples: give few samples at a time.
     """
 
-    def population(
-        site: Site, params: SiteParams, samples: int, axis: int, like: torch.Tensor, shared: dict[Any, Any]
-    ) -> _Hook:
+    def population(site: Site, params: SiteParams, samples: int, axis: int, like: torch.Tensor, shared: dict[Any, Any]) -> _Hook:
         return _Hook(site, samples, axis, at_site)
 
     return simulate(graph, plan, inputs, steps, population=population, chunk=steps, whole=True).outputs
@@ -71,6 +69,9 @@ class _Hook:
         frames = first.reshape(-1 if not constant else 1, self._samples, *self._site.shape)
         emitted = self._at_site(self._site, frames.expand(steps, *frames.shape[1:]))
         return emitted.reshape(-1, *first.shape[1:]).movedim(0, self._axis)
+
+    def keep(self, kept: torch.Tensor) -> None:
+        self._samples = len(kept)
 
     def spikes(self) -> torch.Tensor:
         return torch.zeros(self._samples, *self._site.shape)
