@@ -27,7 +27,7 @@ from transpike.graph.capture import Pooling
 from transpike.measure.early_exit import Certainty, Statistic, record
 from transpike.measure.energy import energy as measure_energy
 from transpike.measure.exit_report import evaluate_exit
-from transpike.measure.exit_thresholds import risk_controlled
+from transpike.measure.exit_thresholds import levelled, risk_controlled
 from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.network import SpikingNetwork
@@ -150,7 +150,8 @@ def evaluate(
         held_out = loader_from(exit_data, _preparation(batch, limit, size, mean, std, "train"), import_factory)
         with _progress("choosing exits: batches", None, as_json) as tick:
             trace = record(net, Counted(held_out, tick), steps)
-        policy = risk_controlled(trace, Certainty(leave), loss=exit_loss, confidence=exit_confidence)
+        shape, rest = trace.halves()
+        policy = risk_controlled(rest, levelled(shape, Certainty(leave)), loss=exit_loss, confidence=exit_confidence)
     with _progress("samples", _samples(loader), as_json) as tick:
         done = 0
 

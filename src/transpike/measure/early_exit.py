@@ -10,8 +10,8 @@ the thresholds c_t are chosen: `transpike.measure.exit_thresholds`.
 Reference: Wang et al., "Adaptive Calibration", AAAI 2025, arXiv:2412.16219 (input-aware adaptive timesteps; entropy and
 confidence of the sum).
 Departures: the mean of the read-out beside the sum. The sum is t times the mean, so its softmax sharpens with t: after
-some steps every certainty is near 1, and in floating point exactly 1 for most samples, which then never leave at a
-threshold of 1 but leave together at any other. Samples that have left really are computed no further.
+some steps the certainty of most samples is 1 in floating point, and no threshold tells them apart. Samples that have
+left really are computed no further.
 """
 
 from __future__ import annotations
@@ -151,6 +151,10 @@ class Trace:
     @property
     def samples(self) -> int:
         return len(self.targets)
+
+    def halves(self) -> tuple[Trace, Trace]:
+        """Every second sample, and the others: one to make candidates from, one to choose among them."""
+        return Trace(self.outputs[:, ::2], self.targets[::2]), Trace(self.outputs[:, 1::2], self.targets[1::2])
 
 
 def record(net: SpikingNetwork, loader: Iterable[Any], steps: int = 32, *, task: Classification | None = None) -> Trace:

@@ -1,39 +1,88 @@
-"""Three ways to choose the thresholds of an early exit, from labelled samples that nothing was fitted to.
+"""How the thresholds of an early exit are chosen, from labelled samples.
 
-- `paper_thresholds`: the authors' rule. With E_t the mean normalised entropy of the samples that are right at step t,
+Candidates come as a `Family`, ordered from hardly ever leaving to leaving at once:
 
-      c_t = alpha + beta exp(min_t E_t - E_t)    from alpha + beta / e to alpha + beta, highest where the entropy is least
+- `constant`: one threshold for all steps. Good where the read-out leaves out the first steps, which are sure and wrong.
+- `levelled`: a threshold for every step, such that of the samples that leave there at most a share ``eps`` loses its
+  right answer; ``eps`` numbers the candidates. Made from samples of its own, which may be training data.
 
-- `calibrated`: one threshold for all steps, the lowest that costs at most so much accuracy on these samples.
-- `risk_controlled`: the same, and with the confidence asked for the accuracy it costs on *new* samples is at most so
-  much. Thresholds are tested from the highest down, each at level 1 - confidence, until the first that cannot be shown
-  to cost at most ``loss`` (fixed-sequence testing): the probability that any accepted one costs more is at most
-  1 - confidence, whatever the network and the data. The test is exact: `transpike.measure.risk`.
+Of a family, `calibrated` takes the last candidate that costs at most so much accuracy on the samples given, and
+`risk_controlled` the last that with the confidence asked for costs at most so much on *new* samples. Candidates are
+tested in order, each at level 1 - confidence, until the first that cannot be shown to cost at most ``loss``
+(fixed-sequence testing): the probability that any accepted one costs more is at most 1 - confidence, whatever the
+network and the data. The test is exact for any number of samples: `transpike.measure.risk`.
 
-The accuracy that is lost is that after all steps less that at the exits. The guarantee is over the draw of the
-calibration samples, which must be independent draws of what the network will see (sampling a finite set without
-replacement is close to it), and chosen neither for training nor for anything the policy depends on. It says nothing
-about one class, or about data that drift.
+What is lost is the accuracy after all steps less that at the exits. The guarantee is over the draw of the samples that
+`risk_controlled` is given: independent draws of what the network will see (sampling a finite set without replacement
+comes to the same), not used for training nor for the family. It says nothing about one class, or data that drift.
 
-References: Wang et al., AAAI 2025, arXiv:2412.16219 (`paper_thresholds`; by the authors' code); Angelopoulos et al.,
-"Learn then Test", arXiv:2110.01052 (fixed-sequence testing).
-Departures: the papers on early exit know no guarantee. Thresholds come from a fixed grid, finer towards 1.
+`paper_thresholds` is the authors' rule. With E_t the mean normalised entropy of the samples that are right at step t,
+
+    c_t = alpha + beta exp(min_t E_t - E_t)    from alpha + beta / e to alpha + beta, highest where the entropy is least
+
+References: Wang et al., AAAI 2025, arXiv:2412.16219 (the authors' rule, by their code); Angelopoulos et al., "Learn then
+Test", arXiv:2110.01052 (fixed-sequence testing).
+Departures: the papers on early exit know no guarantee, and their rule is easiest on the earliest steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from transpike.errors import DataError
 from transpike.measure.early_exit import Certainty, ExitPolicy, Statistic, Trace
 from transpike.measure.risk import loss_p_value
 
-__all__ = ["calibrated", "paper_thresholds", "risk_controlled"]
+__all__ = ["Family", "calibrated", "constant", "levelled", "paper_thresholds", "risk_controlled"]
 
-# 1 - threshold: fixed before any data is seen, from hardly ever leaving to leaving at once
-_GRID = tuple(10 ** (-k / 20) for k in range(240, -1, -1))
+_GAPS = tuple(10 ** (-k / 20) for k in range(240, -1, -1))  # 1 - threshold
+_SHARES = tuple(10 ** (-k / 20) for k in range(80, 9, -1))  # eps, from 0.0001 to 0.35
+
+
+@dataclass(frozen=True)
+class Family:
+    """Candidates for the thresholds, each T long, ordered from hardly ever leaving to leaving at once.
+
+    For `risk_controlled` it must not depend on the samples that are given there.
+    """
+
+    name: str
+    certainty: Certainty
+    candidates: tuple[tuple[float, ...], ...]
+
+
+def constant(certainty: Certainty, steps: int) -> Family:
+    """One threshold for all steps, on a fixed grid that is finer towards 1."""
+    _check_start(certainty, steps)
+    return Family("constant", certainty, tuple((1 - gap,) * steps for gap in _GAPS))
+
+
+def levelled(trace: Trace, certainty: Certainty) -> Family:
+    """Thresholds for every step that level the loss: of the samples that leave at a step, ``(lost + 1) / count <= eps``.
+
+    Step by step the lowest threshold is taken for which this holds, among the samples still there; ``lost`` are right
+    after all steps and wrong at this one (those won do not make up for them: that levels less evenly on few samples).
+    One more is added because few samples prove little.
+
+    Raises:
+        DataError: ``start`` leaves no step.
+    """
+    _check_start(certainty, trace.steps)
+    sure, right = certainty.over_time(trace.outputs), _right(trace, certainty)
+    lost = (right[-1] & ~right).int()
+    found = []
+    for eps in _SHARES:
+        there = torch.ones(trace.samples, dtype=torch.bool)
+        thresholds = [1.0] * certainty.start
+        for k in range(len(sure) - 1):
+            thresholds.append(_level(sure[k][there], lost[k][there], eps))
+            there = there & (sure[k] <= thresholds[-1])
+        found.append((*thresholds, 1.0))
+    return Family("levelled", certainty, tuple(found))
 
 
 def paper_thresholds(trace: Trace, certainty: Certainty, *, alpha: float = 0.6, beta: float = 0.4) -> ExitPolicy:
@@ -50,92 +99,114 @@ def paper_thresholds(trace: Trace, certainty: Certainty, *, alpha: float = 0.6, 
     """
     if not (alpha >= 0 and beta >= 0 and alpha + beta <= 1):
         raise DataError(f"alpha {alpha} and beta {beta} give thresholds outside of 0 to 1: at most 1 together, neither negative")
-    _check_start(trace, certainty)
+    _check_start(certainty, trace.steps)
     entropy = 1 - Certainty(Statistic.ENTROPY, certainty.readout, certainty.start).over_time(trace.outputs)
-    right = certainty.totals(trace.outputs).argmax(-1) == trace.targets
-    means = [float(e[r].mean()) if bool(r.any()) else math.inf for e, r in zip(entropy, right, strict=True)]
-    least = min(means)
-    found = [1.0 if math.isinf(mean) else alpha + beta * math.exp(least - mean) for mean in means]
+    means = [float(e[r].mean()) if bool(r.any()) else math.inf for e, r in zip(entropy, _right(trace, certainty), strict=True)]
+    found = [1.0 if math.isinf(mean) else alpha + beta * math.exp(min(means) - mean) for mean in means]
     origin = {"rule": "paper", "alpha": alpha, "beta": beta, "samples": trace.samples}
     return ExitPolicy(certainty, (*[1.0] * certainty.start, *(min(1.0, c) for c in found)), origin)
 
 
-def calibrated(trace: Trace, certainty: Certainty, *, loss: float = 0.01) -> ExitPolicy:
-    """The lowest threshold that loses at most ``loss`` of the accuracy on these samples, as all higher ones do. No guarantee.
+def calibrated(trace: Trace, family: Family, *, loss: float = 0.01) -> ExitPolicy:
+    """The last candidate that, as all before it, loses at most ``loss`` of the accuracy on these samples. No guarantee.
 
     Raises:
-        DataError: ``loss`` is not from 0 to below 1, or ``start`` leaves no step.
+        DataError: ``loss`` is not from 0 to below 1, or the family is for another number of steps.
     """
     if not 0 <= loss < 1:
         raise DataError(f"loss is {loss}: the share of the samples whose answer may be lost is from 0 to below 1")
-    best = None
-    for choice in _choices(trace, certainty):
-        if choice.lost - choice.won > loss * trace.samples:
+    trial, best = _Trial(trace, family), None
+    for candidate in family.candidates:
+        outcome = trial.of(candidate)
+        if outcome.lost - outcome.won > loss * trace.samples:
             break
-        best = choice
-    return _policy(trace, certainty, best, {"rule": "calibrated", "loss": loss}, ())
+        best = outcome
+    return _policy(trace, family, best, {"rule": "calibrated", "loss": loss}, ())
 
 
-def risk_controlled(trace: Trace, certainty: Certainty, *, loss: float = 0.01, confidence: float = 0.95) -> ExitPolicy:
-    """The lowest threshold that can be shown to lose at most ``loss`` of the accuracy.
+def risk_controlled(trace: Trace, family: Family, *, loss: float = 0.01, confidence: float = 0.95) -> ExitPolicy:
+    """The last candidate that, as all before it, can be shown to lose at most ``loss`` of the accuracy.
 
-    ``P(accuracy after all steps - accuracy at the exits <= loss) >= confidence`` over the draw of the calibration
-    samples. Where none can be shown to (too few samples), the policy never lets a sample leave early and a note says so.
+    ``P(accuracy after all steps - accuracy at the exits <= loss) >= confidence`` over the draw of the samples. Where
+    nothing can be shown (too few samples), the policy lets no sample leave early and a note says so.
 
     Raises:
-        DataError: ``loss`` or ``confidence`` is not between 0 and 1, or ``start`` leaves no step.
+        DataError: ``loss`` or ``confidence`` is not between 0 and 1, or the family is for another number of steps.
     """
     if not (0 < loss < 1 and 0 < confidence < 1):
         raise DataError(f"loss {loss} and confidence {confidence} are shares between 0 and 1, as 0.01 and 0.95")
-    best, shown = None, None
-    for choice in _choices(trace, certainty):
-        p_value = loss_p_value(choice.lost, choice.won, trace.samples, loss, 1 - confidence)
+    trial, best, shown = _Trial(trace, family), None, None
+    for candidate in family.candidates:
+        outcome = trial.of(candidate)
+        p_value = loss_p_value(outcome.lost, outcome.won, trace.samples, loss, 1 - confidence)
         if p_value > 1 - confidence:
             break
-        best, shown = choice, p_value
+        best, shown = outcome, p_value
     origin = {"rule": "risk-controlled", "loss": loss, "confidence": confidence, "p_value": shown}
     if best is None:
         note = (
             f"{trace.samples} samples are too few to show that exits lose at most {loss:.2%} with {confidence:.0%} confidence: "
-            f"nobody leaves early; give more calibration samples (about {math.ceil(-math.log(1 - confidence) / loss)} at the least)"
+            f"no sample leaves early; give more than {math.ceil(-math.log(1 - confidence) / loss)}"
         )
     else:
         note = (
             f"with {confidence:.0%} confidence over the draw of the {trace.samples} calibration samples, exits lose at most "
             f"{loss:.2%} of the accuracy of {trace.steps} steps on data like these"
         )
-    return _policy(trace, certainty, best, origin, (note,))
+    return _policy(trace, family, best, origin, (note,))
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """One threshold and what it does to the samples: answers lost and won against all steps, and the mean exit."""
+class _Outcome:
+    """What thresholds do to the samples: answers lost and won against all steps, and the mean exit."""
 
-    threshold: float
+    thresholds: tuple[float, ...]
     lost: int
     won: int
     mean_steps: float
 
 
-def _choices(trace: Trace, certainty: Certainty) -> Iterator[_Choice]:
-    """Every threshold of the grid, from the highest down."""
-    _check_start(trace, certainty)
-    surest = certainty.over_time(trace.outputs)[:-1].cummax(0).values  # steps start + 1 .. T - 1
-    right = certainty.totals(trace.outputs).argmax(-1) == trace.targets
-    for gap in _GRID:
-        steps = (surest <= 1 - gap).sum(0)  # before the exit
-        here = right.gather(0, steps[None])[0]
-        lost, won = int((right[-1] & ~here).sum()), int((here & ~right[-1]).sum())
-        yield _Choice(1 - gap, lost, won, float(steps.double().mean()) + certainty.start + 1)
+class _Trial:
+    """Certainties and right answers of a trace, to try candidates on."""
+
+    def __init__(self, trace: Trace, family: Family) -> None:
+        if wrong := [c for c in family.candidates if len(c) != trace.steps]:
+            raise DataError(f"the family has thresholds for {len(wrong[0])} steps, the samples were simulated for {trace.steps}")
+        _check_start(family.certainty, trace.steps)
+        self._start = family.certainty.start
+        self._sure, self._right = family.certainty.over_time(trace.outputs), _right(trace, family.certainty)
+
+    def of(self, thresholds: tuple[float, ...]) -> _Outcome:
+        leaving = self._sure > torch.tensor(thresholds[self._start :], dtype=torch.float64)[:, None]
+        leaving[-1] = True
+        index = leaving.int().argmax(0)  # the first step
+        here, late = self._right.gather(0, index[None])[0], self._right[-1]
+        mean = float(index.double().mean()) + self._start + 1
+        return _Outcome(thresholds, int((late & ~here).sum()), int((here & ~late).sum()), mean)
 
 
-def _policy(trace: Trace, certainty: Certainty, choice: _Choice | None, origin: dict, notes: tuple[str, ...]) -> ExitPolicy:
-    found = {"threshold": 1.0, "lost": 0, "won": 0, "mean_steps": float(trace.steps)} if choice is None else vars(choice)
-    threshold = 1.0 if choice is None else choice.threshold
-    thresholds = (*[1.0] * certainty.start, *[threshold] * (trace.steps - certainty.start))
-    return ExitPolicy(certainty, thresholds, {**origin, "samples": trace.samples, **found}, notes)
+def _level(sure: torch.Tensor, lost: torch.Tensor, eps: float) -> float:
+    """The lowest threshold above which ``(lost + 1) / count <= eps``, 1 if there is none. N"""
+    order = sure.argsort(descending=True)
+    count = torch.arange(1, len(order) + 1)
+    allowed = (lost[order].cumsum(0) + 1 <= eps * count).nonzero().flatten()
+    if not len(allowed):
+        return 1.0
+    last = int(allowed[-1])
+    return float(sure[order[last + 1]]) if last + 1 < len(order) else 0.0
 
 
-def _check_start(trace: Trace, certainty: Certainty) -> None:
-    if not 0 <= certainty.start < trace.steps:
-        raise DataError(f"start is {certainty.start}: the read-out may leave out 0 to {trace.steps - 1} of {trace.steps} steps")
+def _right(trace: Trace, certainty: Certainty) -> torch.Tensor:
+    """Which samples are right at steps ``start + 1 .. T``. T-start N"""
+    return certainty.totals(trace.outputs).argmax(-1) == trace.targets
+
+
+def _policy(trace: Trace, family: Family, best: _Outcome | None, origin: dict[str, Any], notes: tuple[str, ...]) -> ExitPolicy:
+    best = best or _Outcome((1.0,) * trace.steps, 0, 0, float(trace.steps))
+    measured = {"samples": trace.samples, "lost": best.lost, "won": best.won, "mean_steps": best.mean_steps}
+    return ExitPolicy(family.certainty, best.thresholds, {**origin, "family": family.name, **measured}, notes)
+
+
+def _check_start(certainty: Certainty, steps: int) -> None:
+    if not 0 <= certainty.start < steps:
+        raise DataError(f"start is {certainty.start}: the read-out may leave out 0 to {steps - 1} of {steps} steps")
