@@ -35,7 +35,7 @@ import torch
 
 from transpike.errors import DataError
 from transpike.measure.early_exit import Certainty, ExitPolicy, Statistic, Trace
-from transpike.measure.risk import loss_p_value
+from transpike.measure.risk import loss_p_value, samples_needed
 
 __all__ = ["Family", "calibrated", "constant", "levelled", "paper_thresholds", "risk_controlled"]
 
@@ -145,8 +145,8 @@ def risk_controlled(trace: Trace, family: Family, *, loss: float = 0.01, confide
     origin = {"rule": "risk-controlled", "loss": loss, "confidence": confidence, "p_value": shown}
     if best is None:
         note = (
-            f"{trace.samples} samples are too few to show that exits lose at most {loss:.2%} with {confidence:.0%} confidence: "
-            f"no sample leaves early; give more than {math.ceil(-math.log(1 - confidence) / loss)}"
+            f"{trace.samples} samples do not show that exits lose at most {loss:.2%} with {confidence:.0%} confidence: no sample "
+            f"leaves early; give more than {samples_needed(loss, 1 - confidence)}, the fewest that can show anything"
         )
     else:
         note = (

@@ -23,7 +23,7 @@ import math
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln, xlog1py, xlogy
 
-__all__ = ["binomial_upper", "loss_p_value"]
+__all__ = ["binomial_upper", "loss_p_value", "samples_needed"]
 
 _SHARE = 0.1  # of the error probability, for not knowing how many answers change
 
@@ -48,6 +48,17 @@ def loss_p_value(lost: int, won: int, samples: int, loss: float, error: float = 
     if changed > 0.5 or k > math.floor((samples - 1) * loss) - 1:
         return 1.0
     return min(1.0, spare + _difference_cdf(k, samples, (changed + loss) / 2, (changed - loss) / 2))
+
+
+def samples_needed(loss: float, error: float = 0.05) -> int:
+    """The fewest samples that can show anything: those with which not one changed answer is evidence enough."""
+    low, high = 0, 1  # too few, enough
+    while loss_p_value(0, 0, high, loss, error) > error:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if loss_p_value(0, 0, middle, loss, error) <= error else (middle, high)
+    return high
 
 
 def _difference_cdf(k: int, samples: int, p: float, q: float) -> float:
