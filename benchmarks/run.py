@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.common import RESULTS, ROOT
 
-NAMES = ("speed", "memory", "universality", "convergence", "accuracy")
+NAMES = ("speed", "memory", "universality", "convergence", "accuracy", "early_exit")
 RESUMABLE = ("universality", "convergence", "accuracy")
 
 

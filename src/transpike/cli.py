@@ -24,7 +24,10 @@ import transpike
 from transpike.demo import Trial, run_demo
 from transpike.errors import SpecError, TranspikeError
 from transpike.graph.capture import Pooling
+from transpike.measure.early_exit import Certainty, Statistic, record
 from transpike.measure.energy import energy as measure_energy
+from transpike.measure.exit_report import evaluate_exit
+from transpike.measure.exit_thresholds import levelled, risk_controlled
 from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.network import SpikingNetwork
@@ -123,7 +126,11 @@ def evaluate(
     data: Data,
     steps: Steps = 32,
     start: Annotated[list[int] | None, typer.Option(help="also read out from this step on")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for report.txt, report.json and curves.png")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for the report: text, JSON and PNG")] = None,
+    leave: Annotated[Statistic | None, typer.Option("--exit", help="let samples leave early, and report on that instead")] = None,
+    exit_data: Annotated[str | None, typer.Option(help="labelled data to choose exits on, neither trained nor tested on")] = None,
+    exit_loss: Annotated[float, typer.Option(help="the share of accuracy that exits may lose")] = 0.01,
+    exit_confidence: Annotated[float, typer.Option(help="the confidence that they lose no more")] = 0.95,
     batch: Batch = 100,
     limit: Limit = None,
     size: Size = 224,
@@ -132,8 +139,19 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy at every step, agreement with the ANN, rates and energy, in one pass."""
+    if (leave is None) != (exit_data is None):
+        raise SpecError("--exit and --exit-data go together: exits are chosen on labelled data of their own")
+    if leave is not None and start:
+        raise SpecError("--exit reads out from the first step on: drop --start")
     net = transpike.load(network)
     loader = loader_from(data, _preparation(batch, limit, size, mean, std, "test"), import_factory)
+    policy = None
+    if leave is not None and exit_data is not None:
+        held_out = loader_from(exit_data, _preparation(batch, limit, size, mean, std, "train"), import_factory)
+        with _progress("choosing exits: batches", None, as_json) as tick:
+            trace = record(net, Counted(held_out, tick), steps)
+        shape, rest = trace.halves()
+        policy = risk_controlled(rest, levelled(shape, Certainty(leave)), loss=exit_loss, confidence=exit_confidence)
     with _progress("samples", _samples(loader), as_json) as tick:
         done = 0
 
@@ -142,7 +160,10 @@ def evaluate(
             tick(samples - done)
             done = samples
 
-        report = transpike.evaluate(net, loader, steps, starts=tuple(start or ()), progress=advance)
+        if policy is None:
+            report = transpike.evaluate(net, loader, steps, starts=tuple(start or ()), progress=advance)
+        else:
+            report = evaluate_exit(net, loader, policy, progress=advance)
     if output is not None:
         report.save(output)
     _show(report, as_json)

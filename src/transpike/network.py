@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from transpike.engines import executor
+from transpike.engines import executor, exits
 from transpike.engines.executor import Probe, Run
+from transpike.engines.exits import ExitRun, Leave, SampleProbe
 from transpike.errors import DataError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
@@ -19,7 +20,7 @@ from transpike.graph.ir import Graph
 from transpike.spiking.plan import Plan, versions
 from transpike.spiking.store import write_tensors
 
-__all__ = ["FILE_FORMAT", "FILE_KIND", "SpikingNetwork", "simulate"]
+__all__ = ["FILE_FORMAT", "FILE_KIND", "SpikingNetwork", "simulate", "simulate_until"]
 
 FILE_KIND = "spiking network"
 FILE_FORMAT = 1  # raised when an older `transpike.load` could not read the file
@@ -156,10 +157,45 @@ def simulate(
         >>> run = transpike.simulate(net, images, steps=32)  # doctest: +SKIP
         >>> run.readout(32).argmax(1), run.readout(32, start=16), run.spikes["relu#1"]  # doctest: +SKIP
     """
+    inputs = _inputs(net, x)
+    return executor.simulate(net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe)
+
+
+def simulate_until(
+    net: SpikingNetwork,
+    x: Any,
+    steps: int,
+    leave: Leave,
+    *,
+    start: int = 0,
+    engine: str = "dense",
+    max_memory: int | None = None,
+    chunk: int = 1,
+    probe: SampleProbe | None = None,
+) -> ExitRun:
+    """Run for at most ``steps`` steps; the samples that ``leave`` names are simulated no further.
+
+    What the arguments are: `simulate` and `transpike.engines.exits.simulate_until`; an
+    `transpike.measure.early_exit.ExitPolicy` brings ``steps``, ``leave`` and ``start``.
+    """
+    return exits.simulate_until(
+        net.graph,
+        net.plan,
+        _inputs(net, x),
+        steps,
+        leave,
+        start=start,
+        chunk=chunk,
+        engine=engine,
+        max_memory=max_memory,
+        probe=probe,
+    )
+
+
+def _inputs(net: SpikingNetwork, x: Any) -> list[torch.Tensor]:
     if not isinstance(net, SpikingNetwork):
         raise DataError(f"simulate takes a SpikingNetwork, got {type(net).__name__}: convert the model first")
-    inputs = _named(net.graph, x) if isinstance(x, Mapping) else inputs_of(x, len(net.graph.inputs))
-    return executor.simulate(net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe)
+    return _named(net.graph, x) if isinstance(x, Mapping) else inputs_of(x, len(net.graph.inputs))
 
 
 def _named(graph: Graph, x: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -93,8 +93,9 @@ def chunking(
     per_chunk = min(steps, frames, fitting) if chunk is None else min(steps, chunk, fitting)
     if whole and per_chunk < steps:
         raise MemoryBudgetError(
-            f"{graph.name}: its neurons need all {steps} steps at once, {_mib(needs.fixed + needs.state + steps * needs.frame)} "
-            f"for one sample; max_memory = {_mib(max_memory)} allows {per_chunk}: allow more memory, or use fewer steps or inputs"
+            f"{graph.name}: its neurons need all {steps} steps at once, "
+            f"{_mib(needs.fixed + needs.state + steps * needs.frame)} for one sample; max_memory = {_mib(max_memory)} "
+            f"allows {per_chunk}: allow more memory, or use fewer steps or inputs"
         )
     return per_chunk, max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
 

@@ -80,6 +80,13 @@ class DensePopulation:
         """Membrane potentials, activation units. N *site"""
         return self._per_sample(self._v)
 
+    def keep(self, kept: torch.Tensor) -> None:
+        """Go on with the samples numbered ``kept`` alone."""
+        rows = kept.to(self._v.device)
+        self._v, self._count = self._v[rows], self._count[rows]
+        self._sent = self._sent[rows] if self._params.signed else self._count
+        self._samples = len(rows)
+
     def _fire(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         if spikes.device.type == "cpu" and spikes.dtype in (torch.float32, torch.float64):
             self._fused(spikes, drive, steps)

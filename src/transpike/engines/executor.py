@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from transpike.engines.allocator import keep_freed_memory
+from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
+from transpike.engines.samples import empty_like, keep_samples
 from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret, overwritable
@@ -38,6 +40,7 @@ class Population(Protocol):
     def spikes(self) -> torch.Tensor: ...
     def net(self) -> torch.Tensor: ...
     def membrane(self) -> torch.Tensor: ...
+    def keep(self, kept: torch.Tensor) -> None: ...
 
 
 # a site, its numbers, samples, batch axis, a current of the kind to come, and what populations of one run share
@@ -114,27 +117,27 @@ def simulate(
         raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
-    program = _Program.of(graph, plan)
+    program = Program.of(graph, plan)
     samples = len(inputs[0])
     per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
     per_run = samples if whole else per_run
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
-    whole = None
+    result = None
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            part = _MicroBatch(program, some, first, population or ENGINES[engine], probe).run(steps, per_chunk)
+            part = MicroBatch(program, some, first, population or ENGINES[engine], probe).run(steps, per_chunk)
             if per_run >= samples:
                 return part
-            whole = _room(part, samples, axes) if whole is None else whole
-            _place(part, whole, first, samples, axes)
+            result = _room(part, samples, axes) if result is None else result
+            _place(part, result, first, samples, axes)
             del part  # before the next one needs its room
-    assert whole is not None
-    return whole
+    assert result is not None
+    return result
 
 
 @dataclass(frozen=True, eq=False)
-class _Program:
+class Program:
     """What can be known about running a graph before any data is there."""
 
     graph: Graph
@@ -150,11 +153,11 @@ class _Program:
     shared: dict[Any, Any]  # filled by the populations of this run: numbers in memory order
 
     @staticmethod
-    def of(graph: Graph, plan: Plan) -> _Program:
+    def of(graph: Graph, plan: Plan) -> Program:
         outputs = set(tree_refs(graph.outputs))
         for_body = outputs | {name for node in graph.body for name in node.refs()}
         averaged = {node.name for node in graph.body if node.floating}
-        return _Program(
+        return Program(
             graph,
             plan,
             {**graph.params, **plan.params},
@@ -174,16 +177,16 @@ def _works_on_sums(node: Node, averaged: set[str]) -> bool:
     return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
 
 
-class _MicroBatch:
+class MicroBatch:
     """Some samples on their way through time."""
 
     def __init__(
-        self, program: _Program, inputs: Sequence[torch.Tensor], first: int, new_population: NewPopulation, probe: Probe | None
+        self, program: Program, inputs: Sequence[torch.Tensor], first: int, new_population: NewPopulation, probe: Probe | None
     ) -> None:
         self._program, self._first_sample, self._new, self._probe = program, first, new_population, probe
         self._samples, self._device = len(inputs[0]), inputs[0].device
         self._populations: dict[str, Population] = {}
-        self._averages: dict[str, _RunningMean] = {}
+        self._averages: dict[str, RunningMean] = {}
         self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
         self._constants: dict[str, Any] = dict(program.params)
         for value, x in zip(program.graph.inputs, inputs, strict=True):
@@ -196,18 +199,14 @@ class _MicroBatch:
         )
 
     def run(self, steps: int, per_chunk: int) -> Run:
+        """All steps, ``per_chunk`` at once."""
         graph = self._program.graph
-        names = list(dict.fromkeys(tree_refs(graph.outputs)))
         read: dict[str, torch.Tensor] = {}
-        for self._done in range(0, steps, per_chunk):
-            self._steps = min(per_chunk, steps - self._done)
-            env = _ChunkValues(self._constants, self._program.batch_axes, self._steps)
-            interpret(graph.body, env, self._handle, self._program.body_frees)
-            for name in names:
-                y = self._steps_first(name, env[name])  # T N ...
+        for done in range(0, steps, per_chunk):
+            for name, y in self.advance(done, min(per_chunk, steps - done)).items():
                 if name not in read:
                     read[name] = y.new_empty((steps, *y.shape[1:]))
-                read[name][self._done : self._done + len(y)] = y
+                read[name][done : done + len(y)] = y
         sites = {site.node: site.name for site in graph.sites}
         return Run(
             steps,
@@ -216,6 +215,26 @@ class _MicroBatch:
             {sites[node]: p.net() for node, p in self._populations.items()},
             {sites[node]: p.membrane() for node, p in self._populations.items()},
         )
+
+    def advance(self, done: int, steps: int) -> dict[str, torch.Tensor]:
+        """Steps ``done + 1 .. done + steps``; their read-out by name. T N ..."""
+        self._done, self._steps = done, steps
+        graph = self._program.graph
+        env = _ChunkValues(self._constants, self._program.batch_axes, steps)
+        interpret(graph.body, env, self._handle, self._program.body_frees)
+        return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Go on with the samples numbered ``kept`` alone: the others cost nothing any more."""
+        axes = self._program.batch_axes
+        for name, x in self._constants.items():
+            if name in axes and isinstance(x, torch.Tensor):
+                self._constants[name] = keep_samples(x, axes[name], kept, self._samples)
+        for population in self._populations.values():
+            population.keep(kept)
+        for name, average in self._averages.items():
+            average.keep(kept, self._samples, axes, axes[name])
+        self._samples = len(kept)
 
     def _handle(self, node: Node, env: Mapping[str, Any]) -> Any:
         if node.role is Role.NEURON:
@@ -241,7 +260,7 @@ class _MicroBatch:
         return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
 
     def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
-        average = self._averages.setdefault(node.name, _RunningMean(node.name in self._program.summed))
+        average = self._averages.setdefault(node.name, RunningMean(node.name in self._program.summed))
         varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.averaged]
         means = {}
         for name in varying:
@@ -286,38 +305,11 @@ class _ChunkValues(dict[str, Any]):
         return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
 
 
-class _RunningMean:
-    """State of the differential combinator for one operation (see `transpike.spiking.neurons.differential`)."""
-
-    def __init__(self, homogeneous: bool) -> None:
-        self._homogeneous = homogeneous  # works on sums instead of means
-        self._sums: dict[str, torch.Tensor] = {}
-        self._before: torch.Tensor | None = None
-
-    def add(self, name: str, x: torch.Tensor, out: torch.Tensor, done: int) -> None:
-        """Write the mean (or sum) over all steps so far into ``out``, for every step of the chunk. T ..."""
-        total = self._sums.get(name)
-        for k, frame in enumerate(x):
-            total = frame.clone() if total is None else total + frame
-            torch.div(total, 1 if self._homogeneous else done + k + 1, out=out[k])
-        assert total is not None
-        self._sums[name] = total
-
-    def differences(self, total: torch.Tensor, out: torch.Tensor, done: int) -> None:
-        """Write ``t f_t - (t-1) f_(t-1)`` into ``out`` (with sums: ``f_t - f_(t-1)``). T ..."""
-        for k, frame in enumerate(total):
-            now = frame.clone() if self._homogeneous else frame * (done + k + 1)
-            torch.sub(now, torch.zeros_like(now) if self._before is None else self._before, out=out[k])
-            self._before = now
-
-
 def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
     """An empty run of ``samples`` samples for parts like ``part``; ``axes`` are the batch axes of the outputs."""
 
     def wider(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        shape = (*x.shape[:axis], samples * x.shape[axis] // count, *x.shape[axis + 1 :])
-        order = sorted(range(x.dim()), key=lambda d: -x.stride(d))  # laid out in memory as the part is
-        return x.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(x.dim())])
+        return empty_like(x, axis, samples * x.shape[axis] // count)
 
     count = len(next(iter(part.spikes.values()))) if part.spikes else next(_leaves(part.outputs)).shape[axes[0]]
     rooms = iter([wider(x, axis) for x, axis in zip(_leaves(part.outputs), axes, strict=True)])

@@ -70,6 +70,9 @@ class _Hook:
         emitted = self._at_site(self._site, frames.expand(steps, *frames.shape[1:]))
         return emitted.reshape(-1, *first.shape[1:]).movedim(0, self._axis)
 
+    def keep(self, kept: torch.Tensor) -> None:
+        self._samples = len(kept)
+
     def spikes(self) -> torch.Tensor:
         return torch.zeros(self._samples, *self._site.shape)
 

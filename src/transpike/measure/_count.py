@@ -1,4 +1,4 @@
-"""One pass over what a site emitted: weighted sums per step, and spikes per unit."""
+"""One pass over what a site emitted: weighted sums per step and sample, and spikes per unit."""
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
 
@@ -14,7 +14,7 @@ _BLOCK = 1024
 
 @njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "nsz"})
 def weigh(x, fan_out, totals, steps, samples, units):
-    """Sum ``|x|`` weighted by ``fan_out``, ``|x|`` where it is not 0, over units and samples, for every step.
+    """Sum ``|x|`` weighted by ``fan_out``, ``|x|`` where it is not 0, over units, for every step and sample.
 
     Args:
         x: emitted activation, flat in the order steps, samples, units.
@@ -22,10 +22,10 @@ def weigh(x, fan_out, totals, steps, samples, units):
         totals: units; the sum of ``|x|`` over steps and samples is added.
 
     Returns:
-        3 x steps.
+        3 x steps x samples.
     """
     blocks = (units + _BLOCK - 1) // _BLOCK
-    parts = np.zeros((blocks, 3, steps), np.float64)
+    parts = np.zeros((blocks, 3, steps, samples), np.float64)
     zero = x.dtype.type(0)
     half = x.dtype.type(0.5)  # of a spike: differences of sums (max pooling) may leave a rounding error where nothing came
     for b in prange(blocks):
@@ -44,12 +44,12 @@ def weigh(x, fan_out, totals, steps, samples, units):
                     s += y * w1[i]
                     e += w2[i] if y * w1[i] > half else zero
                     sums[i] += y
-                parts[b, 0, t] += a
-                parts[b, 1, t] += s
-                parts[b, 2, t] += e
+                parts[b, 0, t, n] += a
+                parts[b, 1, t, n] += s
+                parts[b, 2, t, n] += e
         for i in range(size):
             totals[low + i] += sums[i]
-    total = np.zeros((3, steps), np.float64)
+    total = np.zeros((3, steps, samples), np.float64)
     for b in range(blocks):
         total += parts[b]
     return total

@@ -25,7 +25,7 @@ from transpike.measure.operations import Drive, Operations, count_operations, sy
 from transpike.network import SpikingNetwork, simulate
 from transpike.spiking.plan import Plan
 
-__all__ = ["CONSTANTS", "Constants", "Energy", "Meter", "by_channel", "energy"]
+__all__ = ["CONSTANTS", "Constants", "Energy", "Meter", "account", "by_channel", "energy"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,21 @@ CONSTANTS = (
         "12.5 pJ per operation on a GPU: as in Bu et al., CVPR 2025, arXiv:2409.03368",
     ),
 )
+
+
+def account(sops: float, events: float, macs: float, ann_macs: int) -> dict[str, Any]:
+    """Operations per sample and what they cost against the ANN under both sets of constants, ready for JSON."""
+    table: dict[str, Any] = {"sops": sops, "events": events, "macs": macs}
+    for c in CONSTANTS:
+        snn, ann = c.sop_pj * sops + c.mac_pj * macs, c.mac_pj * ann_macs
+        table[c.name] = {
+            "snn_mj": snn * 1e-9,
+            "ann_mj": ann * 1e-9,
+            "saving": ann / snn if snn else None,  # JSON has no infinity
+            "snn_frames_per_joule": 1e12 / snn if snn else None,
+            "ann_frames_per_joule": 1e12 / ann if ann else None,
+        }
+    return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +107,7 @@ class Energy:
 
     def at(self, t: int) -> dict[str, Any]:
         """Everything about ``t`` steps, ready for JSON."""
-        table: dict[str, Any] = {"steps": t, "sops": self.sops[t - 1], "events": self.events[t - 1], "macs": self.macs(t)}
-        for c in CONSTANTS:
-            snn, ann = self.snn_pj(t, c), self.ann_pj(c)
-            table[c.name] = {
-                "snn_mj": snn * 1e-9,
-                "ann_mj": ann * 1e-9,
-                "saving": ann / snn if snn else None,  # JSON has no infinity
-                "snn_frames_per_joule": 1e12 / snn if snn else None,
-                "ann_frames_per_joule": 1e12 / ann if ann else None,
-            }
-        return table
+        return {"steps": t, **account(self.sops[t - 1], self.events[t - 1], self.macs(t), self.ann_macs)}
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -155,8 +160,17 @@ class Meter:
 
     def probe(self, node: Node, emitted: torch.Tensor, done: int, first: int) -> None:
         """Called by the executor with what a node emits. T ... N ..."""
+        counts = self.count(node, emitted)
+        if counts is not None:
+            sums, window = counts.sum(-1), slice(done, done + len(emitted))
+            self._sops[window] += sums[0]
+            self._spikes[node.name][window] += sums[1]
+            self._events[window] += sums[2]
+
+    def count(self, node: Node, emitted: torch.Tensor) -> torch.Tensor | None:
+        """Synaptic operations, spikes and events of each step and sample (3 T N), None if the node is no source of spikes."""
         if node.name not in self._fan_out:
-            return
+            return None
         if node.batch_axis:
             emitted = emitted.movedim(node.batch_axis + 1, 1)
         steps = len(emitted)
@@ -166,11 +180,7 @@ class Meter:
         x = (frames.movedim(1, -1) if last else frames).reshape(-1)
         weights, totals = self._weights(node.name, last, x)
         with threads_for(x.numel()):
-            sums = torch.from_numpy(weigh(x.cpu().numpy(), weights, totals, steps, samples, len(totals)))
-        window = slice(done, done + steps)
-        self._sops[window] += sums[0]
-        self._spikes[node.name][window] += sums[1]
-        self._events[window] += sums[2]
+            return torch.from_numpy(weigh(x.cpu().numpy(), weights, totals, steps, samples, len(totals)))
 
     def _weights(self, name: str, last: bool, x: torch.Tensor) -> tuple[Any, Any]:
         """For `weigh`: what a unit of activation, and an event, of each unit counts; and the totals to add to."""

@@ -1,0 +1,170 @@
+"""A simulation whose samples leave when they are sure: what has left is dropped from every state and costs nothing more.
+
+What a sample gets until it leaves is what it would get among all the others to the end: dropping selects rows of the
+neurons' state, of the differential combinator's means and of what was computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from transpike.engines.allocator import keep_freed_memory
+from transpike.engines.budget import chunking
+from transpike.engines.executor import ENGINES, MicroBatch, Program
+from transpike.engines.samples import empty_like, keep_samples, rows_of
+from transpike.errors import DataError, PlanError, SpecError
+from transpike.graph.batches import checked_inputs
+from transpike.graph.ir import Graph, Node, map_tree
+from transpike.spiking.plan import Plan
+
+__all__ = ["ExitRun", "Leave", "SampleProbe", "simulate_until"]
+
+# the sum of the read-out of steps start + 1 .. t (the network's own output structure, N ...) and t -> who leaves. N
+Leave = Callable[[Any, int], torch.Tensor]
+# called with a node of the body, what it emits for a chunk [steps, samples, ...], the chunk's first step, and the
+# numbers of these samples in the run
+SampleProbe = Callable[[Node, torch.Tensor, int, torch.Tensor], None]
+
+_AHEAD = 4  # as many times the samples that fit the cache start together, since most of them leave soon
+
+
+@dataclass(frozen=True, eq=False)
+class ExitRun:
+    """What a simulation with exits gave.
+
+    Args:
+        steps: the most steps a sample could take.
+        exits: the step at which each sample left, 1..steps. N
+        readout: the mean read-out of steps start + 1 .. exit of each sample, in the network's own output structure;
+            float64, N ...
+        computed: steps x samples that went through the network: the sum of ``exits`` if ``chunk`` is 1.
+    """
+
+    steps: int
+    exits: torch.Tensor
+    readout: Any
+    computed: int
+
+
+def simulate_until(
+    graph: Graph,
+    plan: Plan,
+    inputs: Sequence[torch.Tensor],
+    steps: int,
+    leave: Leave,
+    *,
+    start: int = 0,
+    chunk: int = 1,
+    engine: str = "dense",
+    max_memory: int | None = None,
+    probe: SampleProbe | None = None,
+) -> ExitRun:
+    """Run a batch for at most ``steps`` time steps; samples that ``leave`` names are dropped.
+
+    Args:
+        leave: asked after every step before the last; what it says of samples that have left already is ignored.
+        start: steps that the read-out leaves out; nobody leaves before step ``start + 1``.
+        chunk: steps that go through the network at once. Exits and read-outs do not depend on it: with more than 1,
+            the steps between a sample's exit and the end of its chunk are computed for nothing.
+        probe: sees what neurons and analog operations emit, chunk by chunk; also of those steps.
+
+    Raises:
+        PlanError: parallel neurons, which fire after all steps. DataError: as for `simulate`, or a wrong ``start``.
+        SpecError: there is no such engine. MemoryBudgetError: ``max_memory`` is too small.
+    """
+    if engine not in ENGINES:
+        raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    if not 0 <= start < steps:
+        raise DataError(f"no exit from {steps} steps with a read-out over steps {start + 1}..t: start is from 0 to below steps")
+    if chunk < 1:
+        raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
+    if waiting := [name for name, params in plan.sites.items() if params.kind.all_at_once]:
+        kind = plan.sites[waiting[0]].kind.value
+        raise PlanError(
+            f"{graph.name} has {kind} neurons ({waiting[0]} and {len(waiting) - 1} more sites), which need all steps at "
+            "once: no sample can leave early, simulate fewer steps or calibrate with integrate-and-fire neurons"
+        )
+    keep_freed_memory()
+    inputs = checked_inputs(graph, inputs)
+    program, samples = Program.of(graph, plan), len(inputs[0])
+    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    per_run = min(samples, per_run * _AHEAD) if max_memory is None else per_run
+    result = _Result(program, samples)
+    with torch.no_grad():
+        for first in range(0, samples, per_run):
+            some = [x[first : first + per_run] for x in inputs]
+            _Cohort(program, some, first, engine, probe).run(steps, per_chunk, start, leave, result)
+    return ExitRun(steps, result.exits, map_tree(lambda leaf: result.means[leaf.name], graph.outputs), result.computed)
+
+
+class _Result:
+    """Rooms for what every sample leaves with."""
+
+    def __init__(self, program: Program, samples: int) -> None:
+        self._axes, self._samples = program.batch_axes, samples
+        self.exits = torch.zeros(samples, dtype=torch.int64)
+        self.means: dict[str, torch.Tensor] = {}
+        self.computed = 0
+
+    def place(self, t: int, ids: torch.Tensor, means: dict[str, torch.Tensor]) -> None:
+        """Samples ``ids`` leave at step ``t`` with ``means``."""
+        self.exits[ids] = t
+        for name, x in means.items():
+            axis = self._axes[name]
+            times = x.shape[axis] // len(ids)
+            if name not in self.means:
+                self.means[name] = empty_like(x, axis, self._samples * times)
+            self.means[name].index_copy_(axis, rows_of(ids.to(x.device), times), x)
+
+
+class _Cohort:
+    """Samples that start together; ``ids`` are those still there."""
+
+    def __init__(
+        self, program: Program, inputs: Sequence[torch.Tensor], first: int, engine: str, probe: SampleProbe | None
+    ) -> None:
+        self.ids = torch.arange(first, first + len(inputs[0]))
+        self._program = program
+        self._totals: dict[str, torch.Tensor] = {}  # of the read-out, float64
+        look = None if probe is None else lambda node, emitted, done, _: probe(node, emitted, done, self.ids)
+        self._micro = MicroBatch(program, inputs, first, ENGINES[engine], look)
+
+    def run(self, steps: int, per_chunk: int, start: int, leave: Leave, result: _Result) -> None:
+        for done in range(0, steps, per_chunk):
+            count = min(per_chunk, steps - done)
+            read = self._micro.advance(done, count)
+            result.computed += count * len(self.ids)
+            here = torch.ones(len(self.ids), dtype=torch.bool)
+            for t in range(max(done, start) + 1, done + count + 1):
+                for name, y in read.items():
+                    frame = y[t - done - 1].double()
+                    self._totals[name] = self._totals[name] + frame if name in self._totals else frame
+                going = here if t == steps else here & self._asked(leave, t)
+                if bool(going.any()):
+                    means = {name: x / (t - start) for name, x in self._rows(going).items()}
+                    result.place(t, self.ids[going], means)
+                    here = here & ~going
+            if not bool(here.any()):
+                return
+            if not bool(here.all()):
+                self._totals = self._rows(here)
+                self._micro.keep(here.nonzero().flatten())
+                self.ids = self.ids[here]
+
+    def _asked(self, leave: Leave, t: int) -> torch.Tensor:
+        answer = leave(map_tree(lambda leaf: self._totals[leaf.name], self._program.graph.outputs), t)
+        if answer.shape != (len(self.ids),) or answer.dtype != torch.bool:
+            raise DataError(
+                f"who leaves at step {t} was answered with {tuple(answer.shape)} of {answer.dtype}: give one bool for each of "
+                f"the {len(self.ids)} samples"
+            )
+        return answer.cpu()
+
+    def _rows(self, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The totals of the samples where ``chosen`` is true."""
+        axes, kept = self._program.batch_axes, chosen.nonzero().flatten()
+        return {name: keep_samples(x, axes[name], kept, len(chosen)) for name, x in self._totals.items()}
