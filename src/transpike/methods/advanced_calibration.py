@@ -70,7 +70,7 @@ class AdvancedCalibration:
     replace: bool = False
     rounding: bool = True
     iterations: int = 100
-    rate: float = 1e-5
+    rate: float = 1e-4
     batch: int = 32
     seed: int = 0
 
