@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.common import cifar10_ready, pairs, read, record, zoo
 from transpike import convert, evaluate
 from transpike.methods import Method
+from transpike.methods.chain import Chain
+from transpike.methods.light_calibration import LightCalibration
 from transpike.methods.ltb import LTB
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
@@ -49,6 +51,12 @@ ROWS = {
     "mobilenetv1 MMSE signed cap 4": Row(MOBILE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE signed": Row(MOBILE, MMSE(signed=True), 64, 800, 200, drops=(("plain", 64, 5.0),)),
     "squeezenet MMSE signed cap 4": Row(SQUEEZE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
+    "mobilenetv1 MMSE(64) signed + light": Row(
+        MOBILE, Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=64)), 64, 400, 200, drops=(("plain", 64, 5.0),)
+    ),
+    "squeezenet MMSE(64) signed + light": Row(
+        SQUEEZE, Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=16)), 64, 100, 60, drops=(("plain", 64, 5.0),)
+    ),
     "mobilenetv1 MMSE": Row(MOBILE, MMSE(), 128, 200, 200),
     "mobilenetv1 Percentile": Row(MOBILE, Percentile(), 128, 200, 200),
     "squeezenet MMSE signed": Row(SQUEEZE, MMSE(signed=True), 64, 400, 200, drops=(("plain", 64, 5.0),)),
