@@ -66,8 +66,9 @@ class Trial:
 
 
 def demo_methods() -> list[Trial]:
-    """Every method as it is, and what signed neurons and bursts make of MMSE."""
-    methods = {name: cls for name, cls in available().items() if cls is not Chain}
+    """Every method for a network as it is, and what signed neurons and bursts make of MMSE."""
+    ready = {name: cls for name, cls in available().items() if not getattr(cls, "prepared_only", False)}
+    methods = {name: cls for name, cls in ready.items() if cls is not Chain}
     trials = [Trial(name, cls()) for name, cls in methods.items()]
     mmse = methods["MMSE"]
     return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, cap 4", mmse(steps=8, cap=4, signed=True))]

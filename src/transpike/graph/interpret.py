@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Node, Ref, Role, Site, map_tree, tree_refs
-from transpike.graph.roles import AFFINE
+from transpike.graph.quantised import QUANTISED, qcfs
+from transpike.graph.roles import AFFINE, base_name
 
 __all__ = ["Handler", "call", "channels_last", "forward", "frees", "interpret", "overwritable"]
 
@@ -30,6 +31,8 @@ def function(op: str) -> Callable[..., Any]:
         return operator.getitem
     if op == AFFINE:
         return affine
+    if base_name(op) == QUANTISED:
+        return qcfs
     namespace, name, *overload = op.split(".")
     packet = getattr(getattr(torch.ops, namespace), name)
     return getattr(packet, overload[0]) if overload else packet
