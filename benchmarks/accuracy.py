@@ -52,10 +52,20 @@ ROWS = {
     "mobilenetv1 MMSE signed": Row(MOBILE, MMSE(signed=True), 64, 800, 200, drops=(("plain", 64, 5.0),)),
     "squeezenet MMSE signed cap 4": Row(SQUEEZE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE(64) signed + light": Row(
-        MOBILE, Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=64)), 64, 400, 200, drops=(("plain", 64, 5.0),)
+        MOBILE,
+        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=64)),
+        64,
+        400,
+        200,
+        drops=(("plain", 64, 5.0),),
     ),
     "squeezenet MMSE(64) signed + light": Row(
-        SQUEEZE, Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=16)), 64, 100, 60, drops=(("plain", 64, 5.0),)
+        SQUEEZE,
+        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=16)),
+        64,
+        100,
+        60,
+        drops=(("plain", 64, 5.0),),
     ),
     "mobilenetv1 MMSE": Row(MOBILE, MMSE(), 128, 200, 200),
     "mobilenetv1 Percentile": Row(MOBILE, Percentile(), 128, 200, 200),

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,10 +31,12 @@ from transpike.measure.exit_report import evaluate_exit
 from transpike.measure.exit_thresholds import levelled, risk_controlled
 from transpike.measure.report import Report, milestones
 from transpike.methods import available
+from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
 from transpike.specs import import_factory, method_from, model_from
 from transpike.spiking.store import write_file
-from transpike.tasks.data import Counted, Preparation, loader_from
+from transpike.tasks.data import Augmented, Counted, Preparation, loader_from
+from transpike.training import Recipe, train_into
 
 __all__ = ["main"]
 
@@ -85,6 +88,48 @@ def inspect(
         example = torch.zeros(1, *_shape(shape))
         found = transpike.inspect(transpike.capture(model_from(model, weights), example, pooling=pooling))
     _show(found, as_json)
+
+
+@_verb
+def train(
+    model: Model,
+    data: Data,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder for model.safetensors, history.json and the checkpoint")],
+    weights: Weights = None,
+    levels: Annotated[int, typer.Option(min=1, help="levels of the quantising activations")] = 8,
+    average_pooling: Annotated[bool, typer.Option(help="average pooling in the place of max pooling")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="passes through the data")] = Recipe.epochs,
+    lr: Annotated[float, typer.Option(min=0, help="learning rate of the first step, falls as a cosine")] = Recipe.lr,
+    momentum: Annotated[float, typer.Option(min=0, max=1, help="of SGD")] = Recipe.momentum,
+    weight_decay: Annotated[float, typer.Option(min=0, help="of all but the ceilings")] = Recipe.weight_decay,
+    seed: Annotated[int, typer.Option(help="of order and augmentation")] = Recipe.seed,
+    crop: Annotated[int, typer.Option(min=0, help="random crops: pixels of padding")] = 0,
+    flip: Annotated[bool, typer.Option(help="mirror images at random")] = False,
+    test: Annotated[str | None, typer.Option(help="data to evaluate on; default: the test split of digits and cifar10")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the checkpoint in the folder")] = False,
+    batch: Batch = 128,
+    limit: Limit = None,
+    size: Size = 224,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network with quantising activations (QCFS), from given weights or anew, for `convert --method qcfs`."""
+    preparation = _preparation(batch, limit, size, mean, std, "train")
+    shuffled = loader_from(data, dataclasses.replace(preparation, shuffle=True), import_factory)
+    test = test or (data if data.split(":")[0] in ("digits", "cifar10") else None)
+    held_out = None if test is None else loader_from(test, _preparation(batch, None, size, mean, std, "test"), import_factory)
+    few = islice(loader_from(data, preparation, import_factory), 10)
+    net = prepare(model_from(model, weights), QCFS(levels=levels, average_pooling=average_pooling), few)
+    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed)
+    with _progress("training, batches", epochs * len(shuffled), as_json) as tick:
+        batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
+        history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)
+    file = out_folder / "model.safetensors"
+    if as_json:
+        out.print_json(json.dumps({"file": str(file), "levels": levels, "history": [vars(epoch) for epoch in history]}))
+    else:
+        out.print(f"wrote {file}: transpike convert {model} --weights {file} --method qcfs --data ...", highlight=False)
 
 
 @_verb

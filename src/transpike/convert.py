@@ -8,13 +8,12 @@ weights stay as they are, and the caller's model is never touched.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
 
 from transpike.errors import PlanError
-from transpike.graph.batches import inputs_of, peek
+from transpike.graph.batches import example_of, peek
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Role
 from transpike.graph.passes import spike_gates
@@ -52,7 +51,7 @@ def convert(
     """
     _check_method(method)
     first, batches = peek(batches)
-    graph = capture(model, _example(model, first), pooling=pooling)
+    graph = capture(model, example_of(model, first), pooling=pooling)
     if require_spiking:
         _refuse_analog(graph)
     return build(graph, method.fit(graph, batches), require_spiking=require_spiking)
@@ -94,16 +93,3 @@ def _refuse_analog(graph: Graph, *, gates: bool = True) -> None:
             f"{graph.name} has {len(analog)} operations that are not spike-driven: {', '.join(analog[:5])}"
             f"{' ...' if len(analog) > 5 else ''}; replace them in the model, or drop require_spiking"
         )
-
-
-def _example(model: nn.Module, batch: Any) -> Any:
-    """The inputs of a batch in the form that `capture` takes: a dict, or as many tensors as the model requires."""
-    if isinstance(batch, dict):
-        return batch
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):
-        return batch[0]
-    if not isinstance(model, nn.Module):
-        return batch
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in positional and p.default is p.empty]
-    return tuple(inputs_of(batch, max(1, len(required))))

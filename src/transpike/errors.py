@@ -4,6 +4,7 @@ TranspikeError
 ├── CaptureError      the network cannot be captured (every reason at once)
 ├── PlanError         numbers that do not fit the network
 ├── DataError         calibration or test data that cannot be used
+├── TrainingError     training that cannot go on
 ├── MemoryBudgetError the run does not fit into ``max_memory``
 ├── ArtifactError     a file that cannot be read, written or trusted
 └── SpecError         a name or setting given as text (command line) that means nothing
@@ -23,6 +24,7 @@ __all__ = [
     "MemoryBudgetError",
     "PlanError",
     "SpecError",
+    "TrainingError",
     "TranspikeError",
 ]
 
@@ -47,6 +49,10 @@ class PlanError(TranspikeError):
 
 class DataError(TranspikeError):
     """Data that cannot be used: empty, of the wrong shape, not finite, not readable."""
+
+
+class TrainingError(TranspikeError):
+    """Training that cannot go on: the loss is not finite."""
 
 
 class MemoryBudgetError(TranspikeError):

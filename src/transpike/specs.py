@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from transpike.errors import ArtifactError, SpecError
+from transpike.graph.prepared import Prepared
 from transpike.methods import Method, available
 from transpike.methods.chain import Chain
 
@@ -129,7 +130,7 @@ def model_from(spec: str, weights: str | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SpecError(f"{spec} gave a {type(model).__name__}, not a torch.nn.Module")
     if from_file or (weights is not None and source != "torchvision"):
-        _load_weights(model, Path(str(weights)))
+        model = _with_weights(model, Path(str(weights)))
     return model.eval()
 
 
@@ -155,7 +156,8 @@ def _exported(path: Path) -> nn.Module:
     return module
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """``model`` with the weights in it; prepared, if they are those of a prepared network (`transpike train`)."""
     if not path.is_file():
         raise ArtifactError(f"there is no weights file {path}: check the path")
     try:
@@ -165,10 +167,14 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise ArtifactError(f"{path} is no state dict that loads safely: save model.state_dict() ({first})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     try:
+        if "_extra_state" in state and not isinstance(model, Prepared):
+            levels, average = state["_extra_state"].tolist()
+            model = Prepared(model, levels, average_pooling=bool(average))
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         first = " ".join(str(error).split())[:300]
         raise ArtifactError(f"the weights in {path} do not fit {type(model).__name__}: {first}") from error
+    return model
 
 
 def import_factory(spec: str, what: str) -> Callable[..., Any]:

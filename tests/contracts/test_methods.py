@@ -28,7 +28,8 @@ from transpike.methods.mmse import MMSE
 from transpike.methods.offset_spikes import OffsetSpikes
 from transpike.spiking.plan import Granularity, NeuronKind, Plan, SiteParams
 
-KINDS = {name: kind for name, kind in available().items() if kind is not Chain}
+# methods that read what training found (QCFS) have a table of their own: test_prepared_methods.py
+KINDS = {name: kind for name, kind in available().items() if kind is not Chain and not getattr(kind, "prepared_only", False)}
 REFINING_KINDS = {name: kind for name, kind in KINDS.items() if getattr(kind, "refines", False)}
 SINGLE = {name: kind for name, kind in KINDS.items() if name not in REFINING_KINDS}
 THRESHOLDS = {name: kind for name, kind in SINGLE.items() if "v_init" in {field.name for field in dataclasses.fields(kind)}}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from transpike.errors import DataError
 from transpike.graph.ir import Graph
 
-__all__ = ["Batches", "checked_inputs", "inputs_of", "peek", "target_of"]
+__all__ = ["Batches", "call_arguments", "checked_inputs", "example_of", "inputs_of", "peek", "target_of"]
 
 
 def inputs_of(batch: Any, count: int = 1) -> list[torch.Tensor]:
@@ -36,6 +38,27 @@ def target_of(batch: Any, count: int = 1) -> Any:
         return None
     position = 1 if isinstance(batch[0], (Mapping, tuple, list)) else count
     return batch[position] if len(batch) > position else None
+
+
+def example_of(model: nn.Module, batch: Any) -> Any:
+    """The inputs of a batch in the form that `capture` takes: a dict, or as many tensors as the model requires."""
+    if isinstance(batch, dict):
+        return batch
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):
+        return batch[0]
+    if not isinstance(model, nn.Module):
+        return batch
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in positional and p.default is p.empty]
+    return tuple(inputs_of(batch, max(1, len(required))))
+
+
+def call_arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments with which ``model`` is called on a batch."""
+    example = example_of(model, batch)
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 def peek(batches: Any) -> tuple[Any, Any]:

@@ -37,6 +37,7 @@ from transpike.graph.encode import (
     shape_of,
 )
 from transpike.graph.ir import DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
+from transpike.graph.prepared import NETWORK, Prepared
 from transpike.graph.probe import mixing_problems
 from transpike.graph.roles import base_name
 
@@ -70,7 +71,8 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
     if not isinstance(model, nn.Module):
         raise CaptureError(type(model).__name__, ["it is not a torch.nn.Module: pass the network itself"])
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    name = type(model).__name__
+    prepared = isinstance(model, Prepared)
+    name = type(model.network if prepared else model).__name__
     args, kwargs = _arguments(name, example)
     problems = [*_input_problems(args, kwargs), *_model_problems(model)]
     if problems:
@@ -82,7 +84,7 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
     program, export_problems = _export(model, *pair)
     if program is None:
         raise CaptureError(name, problems + export_problems)
-    graph, translation_problems = _translate(program, name, *pair)
+    graph, translation_problems = _translate(program, name, *pair, wrapper=NETWORK if prepared else "")
     if not translation_problems:
         graph = passes.normalise(graph, pooling)
         problems += mixing_problems(graph, _flat(*pair))
@@ -201,7 +203,7 @@ def _flat(args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]) -> l
 
 
 def _translate(
-    program: ExportedProgram, name: str, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]
+    program: ExportedProgram, name: str, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor], wrapper: str
 ) -> tuple[Graph, list[str]]:
     """From the exported program to our own nodes; also the reasons why it cannot be done."""
     problems: list[str] = []
@@ -236,7 +238,7 @@ def _translate(
         if fx.op != "call_function" or is_symbolic(fx.meta.get("val")) or not is_data(fx):
             continue
         op = op_name(fx)
-        path = module_path(fx)
+        path = module_path(fx, wrapper)
         if not isinstance(fx.target, torch._ops.OpOverload) and op != "getitem":
             problems.append(f"{op} in {path or 'the model'}: control flow inside the graph; write it with tensor operations")
             continue
@@ -257,7 +259,9 @@ def _translate(
         except ValueError as error:
             problems.append(f"{op} in {path or 'the model'}: {error}")
             continue
-        nodes.append(Node(fx.name, op, arguments, options, Role.ANALOG, shape, label(fx), floating=is_floating(fx.meta["val"])))
+        nodes.append(
+            Node(fx.name, op, arguments, options, Role.ANALOG, shape, label(fx, wrapper), floating=is_floating(fx.meta["val"]))
+        )
     if stateful:
         some = ", ".join(stateful[:3]) + (f" and {len(stateful) - 3} more" if len(stateful) > 3 else "")
         problems.append(f"normalisation by batch statistics in {some}: call .eval() on it, or give it running statistics")

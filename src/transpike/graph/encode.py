@@ -62,16 +62,17 @@ def op_name(fx: FxNode) -> str:
     return str(fx.target) if isinstance(fx.target, torch._ops.OpOverload) else getattr(fx.target, "__name__", str(fx.target))
 
 
-def module_path(fx: FxNode) -> str:
-    """The path of the innermost module that made the call."""
+def module_path(fx: FxNode, wrapper: str = "") -> str:
+    """The path of the innermost module that made the call, seen from the module at the path ``wrapper``."""
     stack = list((fx.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
+    path = stack[-1][0] if stack else ""
+    return path.removeprefix(wrapper).removeprefix(".") if path == wrapper or path.startswith(f"{wrapper}.") else path
 
 
-def label(fx: FxNode) -> str:
+def label(fx: FxNode, wrapper: str = "") -> str:
     """What a call is named after: its activation module, or the calling module and the function."""
     stack = list((fx.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
+    path, kind = module_path(fx, wrapper), stack[-1][1] if stack else ""
     if "torch.nn.modules.activation." in str(kind):
         return path
     return f"{path}.{_short(fx)}" if path else _short(fx)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Node, Ref, Role, Site, map_tree, tree_refs
-from transpike.graph.roles import AFFINE
+from transpike.graph.quantised import QUANTISED, qcfs
+from transpike.graph.roles import AFFINE, base_name
 
 __all__ = ["Handler", "call", "channels_last", "forward", "frees", "interpret", "overwritable"]
 
@@ -30,6 +31,8 @@ def function(op: str) -> Callable[..., Any]:
         return operator.getitem
     if op == AFFINE:
         return affine
+    if base_name(op) == QUANTISED:
+        return qcfs
     namespace, name, *overload = op.split(".")
     packet = getattr(getattr(torch.ops, namespace), name)
     return getattr(packet, overload[0]) if overload else packet
@@ -120,7 +123,8 @@ def forward(
         return at_site(site, moved.reshape(-1, *site.shape)).reshape(moved.shape).movedim(0, axis)
 
     env: dict[str, Any] = dict(graph.params)
-    env.update((value.name, channels_last(x)) for value, x in zip(graph.inputs, inputs, strict=True))
+    as_given = any(site.levels is not None for site in graph.sites)  # another layout may round differently, and move levels
+    env.update((v.name, x if as_given else channels_last(x)) for v, x in zip(graph.inputs, inputs, strict=True))
     keep = set(tree_refs(graph.outputs))
     with torch.no_grad():
         interpret(graph.nodes, env, handle, frees(graph.nodes, keep))

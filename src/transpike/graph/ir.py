@@ -106,6 +106,7 @@ class Site:
     """A place where neurons sit: one call of a rectifier.
 
     ``shape`` is for one sample; ``channel_axis`` counts in it. ``ceiling`` is the upper clip (6 for ReLU6).
+    ``levels``: a quantising activation has this many steps of ceiling / levels each (None: it is continuous).
     """
 
     name: str  # module path and ordinal: layer1.0.relu#2
@@ -113,6 +114,7 @@ class Site:
     shape: tuple[int, ...]
     channel_axis: int
     ceiling: float | None = None
+    levels: int | None = None
 
     @property
     def channels(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transpike.graph.fold import lower_batch_norm
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, Site, map_tree, tree_refs
+from transpike.graph.quantised import QUANTISED, guarded
 from transpike.graph.roles import MAX_POOLS, NO_OPS, base_name, rectifier_ceiling, role_of
 
 _VIEWS = ("aten.view", "aten._unsafe_view")
@@ -64,10 +65,13 @@ def drop_no_ops(graph: Graph) -> Graph:
     """Remove dropout (eval), contiguous, clone and the like."""
     names: dict[str, str] = {}
     kept = []
+    quantised = {node.name for node in graph.body if base_name(node.op) == QUANTISED}
     for node in graph.body:
         first = node.args[0] if node.args else None
         if base_name(node.op) in NO_OPS and isinstance(first, Ref):
             names[node.name] = first.name
+        elif base_name(node.op) == "aten.copy" and next(tree_refs(node.args[1:]), "") in quantised:
+            names[node.name] = node.args[1].name  # an in-place rectifier wrote its result over what it read
         elif base_name(node.op) in _VIEWS:  # which need a memory layout that dropped copies no longer promise
             kept.append(replace(node, op="aten.reshape.default"))
         else:
@@ -221,7 +225,7 @@ def split_and_name(graph: Graph) -> Graph:
             prefix.append(replace(node, role=_role(node, data, discrete), varying=False))
         elif _ceiling(node) is not False and next(node.refs()) in data and node.batch_axis is not None:
             ordinal[node.path] += 1
-            sites.append(_site(node, f"{node.path}#{ordinal[node.path]}", axes[node.name]))
+            sites.append(_site(graph, node, f"{node.path}#{ordinal[node.path]}", axes[node.name]))
             body.append(replace(node, role=Role.NEURON))
         else:
             assert inside
@@ -240,11 +244,13 @@ def _role(node: Node, changing: set[str], discrete: set[str]) -> Role:
     return role_of(node.op, positions)
 
 
-def _site(node: Node, name: str, axis: int) -> Site:
+def _site(graph: Graph, node: Node, name: str, axis: int) -> Site:
     assert node.shape is not None
     batch = node.batch_axis
     assert batch is not None
-    ceiling = _ceiling(node)
+    ceiling, levels = _ceiling(node), None
+    if base_name(node.op) == QUANTISED:
+        ceiling, levels = guarded(graph.params[node.args[1].name]).item(), node.args[2]
     times = node.batch_times
     lead = (times,) if times > 1 else ()
     rest = [size for i, size in enumerate(node.shape) if i != batch]
@@ -252,7 +258,7 @@ def _site(node: Node, name: str, axis: int) -> Site:
     shape = (*lead, *(int(size) for size in rest if not isinstance(size, BatchSize)))
     channel = position + len(lead) if shape else 0
     shape = shape or (1,)
-    return Site(name, node.name, shape, min(channel, len(shape) - 1), None if ceiling is None else float(ceiling))
+    return Site(name, node.name, shape, min(channel, len(shape) - 1), None if ceiling is None else float(ceiling), levels)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:

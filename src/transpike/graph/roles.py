@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transpike.graph.ir import Role
+from transpike.graph.quantised import QUANTISED
 
 __all__ = ["AFFINE", "HOMOGENEOUS", "MAX_POOLS", "NO_OPS", "SYNAPSES", "base_name", "rectifier_ceiling", "role_of"]
 
@@ -170,6 +171,7 @@ _RECTIFIERS: Mapping[str, Callable[[list[Any]], float | bool | None]] = {
     "aten.clamp": lambda a: _clip(a[0] if a else None, a[1] if len(a) > 1 else None),
     "aten.clamp_min": lambda a: _clip(a[0], None),
     "aten.threshold": lambda a: None if a[:2] == [0, 0] else False,
+    QUANTISED: lambda a: None,  # its ceiling is a parameter, which the site takes its value from
 }
 
 

@@ -27,7 +27,7 @@ def header(graph: Graph) -> dict[str, Any]:
         "prefix": [_node(node) for node in graph.prefix],
         "body": [_node(node) for node in graph.body],
         "outputs": _encode(graph.outputs),
-        "sites": [dataclasses.asdict(site) for site in graph.sites],
+        "sites": [_site(site) for site in graph.sites],
     }
 
 
@@ -42,6 +42,11 @@ def from_header(data: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> 
         tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"]),
         params,
     )
+
+
+def _site(site: Site) -> dict[str, Any]:
+    """Without ``levels`` where there are none, as files had it before there were any."""
+    return {key: value for key, value in dataclasses.asdict(site).items() if key != "levels" or value is not None}
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torchvision import datasets, transforms
 
 from transpike.errors import DataError, SpecError
 
-__all__ = ["Counted", "Preparation", "digits", "loader_from"]
+__all__ = ["Augmented", "Counted", "Preparation", "digits", "loader_from"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,7 +29,7 @@ class Preparation:
         size: side of the square that is cut out of the middle, after the shorter side is scaled to size / 0.875.
         mean, std: of each channel, subtracted and divided by (pixels from 0 to 1).
         batch: samples in a batch. limit: how many samples in all, None for all, spread evenly over the data.
-        split: "train" or "test", for data that has both.
+        split: "train" or "test", for data that has both. shuffle: a new order at every pass, from torch's generator.
     """
 
     size: int = 224
@@ -38,6 +38,7 @@ class Preparation:
     batch: int = 100
     limit: int | None = None
     split: str = "test"
+    shuffle: bool = False
 
 
 def loader_from(spec: str, preparation: Preparation, factory: Callable[[str, str], Callable[..., Any]] | None = None) -> Any:
@@ -67,7 +68,7 @@ def loader_from(spec: str, preparation: Preparation, factory: Callable[[str, str
         if preparation.limit < 1:
             raise DataError(f"the limit is {preparation.limit}: use at least one sample")
         data = Subset(data, np.linspace(0, size - 1, preparation.limit).round().astype(int).tolist())
-    return DataLoader(data, batch_size=preparation.batch)
+    return DataLoader(data, batch_size=preparation.batch, shuffle=preparation.shuffle)
 
 
 def digits(split: str) -> TensorDataset:
@@ -128,6 +129,35 @@ _SOURCES: Mapping[str, Callable[[Path, Preparation], Dataset[Any]]] = {
     "imagefolder": _image_folder,
     "npz": _npz,
 }
+
+
+class Augmented:
+    """Batches (images, target) with random crops and flips, new ones at every pass, from torch's generator.
+
+    Args:
+        batches: images N C H W with whatever else; anything with a length.
+        crop: pixels of padding (zeros) around the image, out of which a window of its size is cut.
+        flip: mirror every second image, left to right?
+    """
+
+    def __init__(self, batches: Any, crop: int = 0, flip: bool = False) -> None:
+        self._batches, self._crop, self._flip = batches, crop, flip
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, *rest in self._batches:
+            yield (self._changed(x), *rest)
+
+    def _changed(self, x: torch.Tensor) -> torch.Tensor:
+        samples, channels, height, width = x.shape
+        if self._crop:
+            rows, columns = (torch.randint(2 * self._crop + 1, (samples, 1)) + torch.arange(size) for size in (height, width))
+            each, all_channels = torch.arange(samples).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
+            padded = torch.nn.functional.pad(x, (self._crop,) * 4)
+            x = padded[each, all_channels, rows[:, None, :, None], columns[:, None, None, :]]
+        return torch.where(torch.rand(samples, 1, 1, 1) < 0.5, x.flip(-1), x) if self._flip else x
 
 
 class Counted:

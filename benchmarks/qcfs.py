@@ -1,0 +1,101 @@
+"""QCFS on the zoo's CIFAR-10 ResNet-20: fine-tune from its ReLU weights, convert, measure. Resumable, also after a kill.
+
+python -m benchmarks.qcfs [LEVELS ...]          trained networks are kept in .cache/qcfs/
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.common import ROOT, cifar10_ready, pairs, read, record, zoo
+from transpike import convert, evaluate
+from transpike.graph.prepared import Prepared
+from transpike.methods.qcfs import QCFS, prepare
+from transpike.tasks.data import Augmented
+from transpike.training import Epoch, Recipe, accuracy, train
+
+CASE = "cifar10_resnet20"
+FOLDER = ROOT / ".cache" / "qcfs"
+RECIPES = {8: Recipe(epochs=6, lr=0.02), 4: Recipe(epochs=6, lr=0.02)}
+ANN_BARS = {8: 91.0, 4: 90.3}
+SPIKING_BARS = {8: 89.0, 16: 91.0, 32: 91.3}  # integrate-and-fire, plain read-out
+STEPS = 32
+
+
+def fine_tuned(levels: int) -> tuple[Prepared, list[dict[str, Any]]]:
+    """The network trained with ``levels`` levels, from the cache where it is there."""
+    module = zoo()
+    assert module is not None
+    path, recipe = FOLDER / f"resnet20-{levels}.safetensors", RECIPES[levels]
+    inputs = module.calibration(CASE)
+    net = prepare(module.model(CASE), QCFS(levels=levels), inputs[:500].split(100)).to(memory_format=torch.channels_last)
+    checkpoint = FOLDER / f"resnet20-{levels}.ckpt"
+    if path.exists():
+        net.load_state_dict(load_file(path))
+        return net.eval(), torch.load(checkpoint, weights_only=True)["history"]
+    with np.load(module.CIFAR10) as arrays:
+        targets = torch.from_numpy(arrays["y_train"]).long()
+    case = module.load(CASE)
+    test = pairs(case.inputs, case.targets)
+    print(f"L={levels}: before training {accuracy(net.eval(), test):.2%}", flush=True)
+
+    def done(epoch: Epoch) -> None:
+        print(f"L={levels} {epoch}", flush=True)
+
+    shuffled = DataLoader(TensorDataset(inputs, targets), batch_size=128, shuffle=True)
+    batches = Augmented(shuffled, crop=4, flip=True)
+    history = train(net, batches, recipe, validation=test, checkpoint=checkpoint, done=done)
+    save_file({name: x.contiguous() for name, x in net.state_dict().items()}, path)
+    return net, [vars(epoch) for epoch in history]
+
+
+def measure(levels: int) -> dict[str, Any]:
+    module = zoo()
+    assert module is not None
+    net, history = fine_tuned(levels)
+    case = module.load(CASE)
+    test = pairs(case.inputs, case.targets)
+    converted = convert(net, QCFS(levels=levels), case.inputs[:100])
+    report = evaluate(converted, test, STEPS)
+    ann = 100 * accuracy(net, test)
+    checks = [{"what": "ann", "measured": ann, "bar": ANN_BARS[levels], "met": ann >= ANN_BARS[levels]}]
+    for steps, bar in SPIKING_BARS.items():
+        measured = 100 * report.at(steps)
+        checks.append({"what": f"integrate-and-fire at {steps}", "measured": measured, "bar": bar, "met": measured >= bar})
+    return {
+        "recipe": vars(RECIPES[levels]),
+        "history": history,
+        "ann": ann,
+        "checks": checks,
+        "curves": {window: [round(100 * v, 2) for v in curve["top1"]] for window, curve in report.to_dict()["curves"].items()},
+        "samples": len(case.inputs),
+        "notes": list(report.notes),
+    }
+
+
+def main(names: list[str]) -> None:
+    if zoo() is None or not cifar10_ready():
+        print("skipped: there is no zoo beside the project")
+        return
+    Path(FOLDER).mkdir(parents=True, exist_ok=True)
+    for levels in [int(name) for name in names] or list(RECIPES):
+        if str(levels) in read("qcfs").get("levels", {}) and not names:
+            continue
+        found = measure(levels)
+        results = read("qcfs") or {"levels": {}}
+        results["levels"][str(levels)] = found
+        record("qcfs", results)
+        for check in found["checks"]:
+            verdict = "met" if check["met"] else "MISSED"
+            print(f"L={levels} {check['what']}: {check['measured']:.2f} (bar {check['bar']:.2f}) {verdict}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,118 @@
+"""The quantising activation of QCFS: a rectifier with a learned ceiling and L levels, as one operation.
+
+    h(z) = lambda clip(floor(z L / lambda + 1/2) / L, 0, 1)
+
+It is an operation of torch's own kind, so export keeps it whole and `capture` sees a site. It is computed as the parallel
+neuron counts, ``n = clip(floor((L z + lambda / 2) / lambda), 0, L)`` and ``h = n (lambda / L)``, in this order of roundings:
+on equal ``z`` level and spike count are equal to the bit, ties included.
+
+Gradients are straight-through (the derivative of floor is 1), with the boundaries of floor, then clip:
+
+    dh/dz = 1 where -lambda/(2L) <= z < lambda + lambda/(2L), else 0
+    dh/dlambda = (h - z) / lambda there, 1 above, 0 below
+
+Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
+ICLR 2022, arXiv:2303.04347 (the variant of the authors' first code).
+Departures: the ceiling is kept positive (`guarded`); as in the authors' code a value above the upper boundary moves the
+ceiling only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from numba import get_num_threads, set_num_threads
+
+from transpike.graph.quantise_kernels import quantise, straight_through
+
+__all__ = ["QUANTISED", "SMALLEST_CEILING", "guarded", "qcfs"]
+
+QUANTISED = "transpike.qcfs"  # name in a graph: (z, ceiling, levels)
+SMALLEST_CEILING = 1e-6  # activation units; learning may carry a ceiling to zero and below
+_WORTH_THREADS = 1 << 17  # elements
+
+
+def guarded(ceiling: torch.Tensor) -> torch.Tensor:
+    """The ceiling, at least `SMALLEST_CEILING`."""
+    return ceiling.clamp(min=SMALLEST_CEILING)
+
+
+@torch.library.custom_op("transpike::qcfs", mutates_args=())
+def qcfs(z: torch.Tensor, ceiling: torch.Tensor, levels: int) -> torch.Tensor:
+    """The quantised activation.
+
+    Args:
+        z: pre-activations, any shape. ceiling: lambda, a scalar, activation units. levels: L.
+    """
+    top = guarded(ceiling)
+    if not _on_cpu(z, top):
+        return _level(z, top, levels).clamp_(0, levels).mul_(top / levels)
+    z = _dense(z)
+    out = torch.empty_like(z)
+    number = _flat(z).dtype.type
+    with _threads(z.numel()):
+        quantise(_flat(z), _flat(out), number(top.item()), number(levels))
+    return out
+
+
+def _level(z: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
+    """``floor((L z + lambda / 2) / lambda)``, not yet clipped."""
+    return (z * levels).add_(top * 0.5).div_(top).floor_()
+
+
+@qcfs.register_fake
+def _(z: torch.Tensor, ceiling: torch.Tensor, levels: int) -> torch.Tensor:
+    return torch.empty_like(z)
+
+
+def _save(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:
+    z, ceiling, ctx.levels = inputs
+    ctx.save_for_backward(z, ceiling)
+
+
+def _straight_through(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    z, ceiling = ctx.saved_tensors
+    top = guarded(ceiling)
+    if _on_cpu(z, top) and grad.dtype == z.dtype and not torch.is_grad_enabled():
+        z = _dense(z)
+        grad = grad if grad.stride() == z.stride() else torch.empty_like(z).copy_(grad)
+        for_z, number = torch.empty_like(z), _flat(z).dtype.type
+        with _threads(z.numel()):
+            total = straight_through(_flat(z), _flat(grad), _flat(for_z), number(top.item()), number(ctx.levels))
+        return for_z, torch.full_like(ceiling, total), None
+    n = _level(z, top, ctx.levels)
+    above = n > ctx.levels
+    inside = (n >= 0) & ~above
+    slope = torch.where(inside, n / ctx.levels - z / top, above.to(z.dtype))
+    return grad * inside, (grad * slope).sum().reshape(ceiling.shape), None
+
+
+qcfs.register_autograd(_straight_through, setup_context=_save)
+
+
+def _on_cpu(z: torch.Tensor, top: torch.Tensor) -> bool:
+    return z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64) and top.dtype == z.dtype
+
+
+def _dense(z: torch.Tensor) -> torch.Tensor:
+    """``z`` with its elements side by side in memory, in whatever order they are."""
+    return z if torch.empty_like(z).stride() == z.stride() else z.contiguous()
+
+
+def _flat(z: torch.Tensor) -> Any:
+    """The elements of a dense tensor in memory order."""
+    return z.detach().as_strided((z.numel(),), (1,)).numpy()
+
+
+@contextmanager
+def _threads(elements: int) -> Iterator[None]:
+    """As many threads as torch has, one where there is little to do."""
+    before = get_num_threads()
+    set_num_threads(max(1, min(before, torch.get_num_threads())) if elements >= _WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        set_num_threads(before)

@@ -1,0 +1,143 @@
+"""QCFS: train the network with quantising activations; the learned ceilings are the thresholds.
+
+    h(z) = lambda clip(floor(z L / lambda + 1/2) / L, 0, 1)      the activation while training
+    theta = lambda,  v(0) = theta / 2                            the neuron afterwards
+
+A network that was trained with L levels loses little when neurons that fire T = L times at most take their place: on a
+constant current the spike count is the level. Deeper layers see uneven currents, so integrate-and-fire neurons need some
+more steps; parallel neurons do not. `prepare` gives the network to train (fine-tuning from ReLU weights takes a few
+epochs), `fit` reads the ceilings of the trained one.
+
+Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
+ICLR 2022, arXiv:2303.04347.
+Departures: max pooling stays unless ``average_pooling`` asks for the paper's averages; ceilings start from data instead of
+at 8; the gradients are those of the authors' first code, see `transpike.graph.quantised`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from transpike.errors import PlanError
+from transpike.graph.batches import call_arguments, peek
+from transpike.graph.ir import Graph, Site
+from transpike.graph.prepared import Prepared, intercepted
+from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
+from transpike.methods._statistics import quantisation_errors
+from transpike.spiking.plan import Granularity, Plan
+
+__all__ = ["QCFS", "prepare"]
+
+_GRID = 1.0 - 0.01 * np.arange(95)
+
+
+@dataclass(frozen=True)
+class QCFS:
+    """Thresholds at the ceilings that training found; `prepare` makes the network to train.
+
+    Args:
+        levels: L, the levels of the activation while training.
+        average_pooling: train with average pooling in the place of max pooling, as the paper does.
+        v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
+        cap: most spikes of a neuron in one step (None: no limit).
+        signed: may neurons take spikes back?
+    """
+
+    prepared_only: ClassVar[bool] = True  # it reads what training found
+
+    levels: int = 8
+    average_pooling: bool = False
+    v_init: float = 0.5
+    cap: int | None = 1
+    signed: bool = False
+
+    def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
+        """The learned ceilings as thresholds; data is read only for rectifiers that do not quantise.
+
+        Raises:
+            PlanError: no activation quantises, ``levels`` is not positive, or ``v_init`` or ``cap`` is out of range.
+        """
+        _check(self)
+        trained = [site for site in graph.sites if site.levels is not None]
+        plain = {site.name for site in graph.sites if site.levels is None}
+        if not trained:
+            raise PlanError(
+                f"no activation of {graph.name} quantises: prepare(model, QCFS(levels={self.levels}), batches), train, then convert"
+            )
+        thresholds = {site.name: torch.tensor(site.ceiling, dtype=torch.float64) for site in trained}
+        notes, samples = [], 0
+        if other := sorted({site.levels for site in trained if site.levels is not None} - {self.levels}):
+            made = ", ".join(map(str, other))
+            notes.append(f"{graph.name} was trained with {made} levels, not {self.levels}: thresholds are what it learned")
+        if plain:
+            samples = watch(graph, batches, lambda site, a: _raise_to_largest(site, a, thresholds) if site.name in plain else None)
+            notes.append(
+                f"{len(plain)} of {len(graph.sites)} sites do not quantise ({', '.join(sorted(plain)[:3])}): "
+                "their thresholds are their largest activations"
+            )
+        return to_plan(self, graph, thresholds, samples, notes)
+
+
+def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
+    """A copy of ``model`` to train: each of its rectifiers quantises to ``method.levels`` levels.
+
+    Args:
+        model: any network, pretrained with ReLU or not; left as it is. A prepared one keeps its ceilings.
+        batches: some batches of data to choose the ceilings' start from. None: the authors' 8, and the first pass (or
+            loading a state) must come before an optimiser asks for the parameters.
+
+    Returns:
+        The network to train, in the mode of ``model``.
+    """
+    _check(method)
+    if isinstance(model, Prepared):
+        ceilings = [value.item() for value in model.ceilings] or None
+        return Prepared(model.network, method.levels, ceilings, average_pooling=method.average_pooling)
+    ceilings = None if batches is None else _start(model, method, batches)
+    return Prepared(model, method.levels, ceilings, average_pooling=method.average_pooling)
+
+
+def _check(method: QCFS) -> None:
+    if method.levels < 1:
+        raise PlanError(f"QCFS(levels={method.levels}): levels is at least 1")
+    check_neurons(method)
+
+
+def _raise_to_largest(site: Site, a: torch.Tensor, largest: dict[str, torch.Tensor]) -> None:
+    here = a.amax(reduced_axes(site, Granularity.LAYER)).double()
+    largest[site.name] = torch.maximum(largest.get(site.name, here), here)
+
+
+def _start(model: nn.Module, method: QCFS, batches: Any) -> list[float]:
+    """For every rectifier call the ceiling of least squared quantisation error on the data."""
+    model = copy.deepcopy(model).eval()
+    _, batches = peek(batches)
+    largest: dict[int, float] = {}
+    errors: dict[int, Any] = {}
+    levels, shift = np.float32(method.levels), np.float32(0.5)
+
+    def find_largest(i: int, z: torch.Tensor, clip: float | None) -> torch.Tensor:
+        a = z.clamp(0, clip)
+        largest[i] = max(largest.get(i, 0.0), float(a.max()))
+        return a
+
+    def add_errors(i: int, z: torch.Tensor, clip: float | None) -> torch.Tensor:
+        a = z.clamp(0, clip)
+        x = a.float().cpu().contiguous().numpy().reshape(-1, 1, 1)
+        grid = (largest[i] * _GRID[None]).astype(np.float32)
+        errors[i] = errors.get(i, 0) + quantisation_errors(x, grid, levels, np.float32(1), shift)[0]
+        return a
+
+    for look in (find_largest, add_errors):
+        for batch in batches:
+            args, kwargs = call_arguments(model, batch)
+            with torch.no_grad(), intercepted(look, method.average_pooling):
+                model(*args, **kwargs)
+    return [float(largest[i] * _GRID[int(errors[i].argmin())]) or 1.0 for i in range(len(largest))]
