@@ -60,7 +60,7 @@ class SpikeCompression:
 
     steps: int = 8
     tolerance: float = 1.0
-    check: float | None = 0.02
+    check: float | None = 0.005
     largest: float = 10.0
     increment: float = 0.5
     samples: int = 100
