@@ -38,14 +38,14 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[key]) for key, x in a.state_dict().items())
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_after(number: int) -> Any:
     def done(epoch: Epoch) -> None:
         if epoch.number == number:
-            raise Stop
+            raise StoppedError
 
     return done
 
@@ -64,7 +64,7 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = network()
     wanted = train(whole, data, recipe)
     file = tmp_path / "checkpoint.pt"
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         train(network(), data, recipe, checkpoint=file, done=stop_after(2))
     torch.rand(7)  # whatever happens in between
     resumed = network()
