@@ -5,8 +5,8 @@ Behind a synapse: ``W' = g W``, ``b' = g b + h``. Before one (linear, or convolu
 ``W' = W g``, ``b' = b + W h``. Where neither holds it stays a linear operation of its own (`AFFINE`).
 Computed in float64, stored in the weights' dtype.
 
-A network with quantising activations keeps every batch norm, computed as torch computes it: a rounding of 1e-7 moves about
-one activation in a million to another level, and then the spiking network is no longer the trained one to the bit.
+A network with quantising activations keeps every batch norm, torch's own operation: a rounding of 1e-7 moves about one
+activation in a million to another level, and then the spiking network is no longer the trained one to the bit.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import torch
 
 from transpike.graph.ir import Graph, Node, Ref, tree_refs
 from transpike.graph.quantised import QUANTISED
-from transpike.graph.roles import AFFINE, base_name
+from transpike.graph.roles import AFFINE, BATCH_NORM, base_name
 
 __all__ = ["lower_batch_norm"]
 
-_BATCH_NORM = "aten._native_batch_norm_legit_no_training"
 _CONVS = {f"aten.conv{d}d": d for d in (1, 2, 3)}
 _TRANSPOSED = {f"aten.conv_transpose{d}d": d for d in (1, 2, 3)}
 
@@ -31,14 +30,14 @@ _TRANSPOSED = {f"aten.conv_transpose{d}d": d for d in (1, 2, 3)}
 def lower_batch_norm(graph: Graph) -> Graph:
     """Fold every batch norm or leave it as `AFFINE`."""
     if any(base_name(node.op) == QUANTISED for node in graph.body):
-        return _kept(graph)
+        return graph
     nodes = {node.name: node for node in graph.body}
     params = dict(graph.params)
     count = Counter(name for node in graph.body for name in node.refs())
     count.update(tree_refs(graph.outputs))
     for name in list(nodes):
         node = nodes[name]
-        if base_name(node.op) != _BATCH_NORM:
+        if base_name(node.op) != BATCH_NORM:
             continue
         scale, shift = _scale_and_shift(node, params)
         source = nodes.get(node.args[0].name)
@@ -62,22 +61,9 @@ def lower_batch_norm(graph: Graph) -> Graph:
     return replace(graph, body=body, params=params)
 
 
-def _kept(graph: Graph) -> Graph:
-    """Every batch norm as `AFFINE`, with the roundings of torch's own operation on the CPU."""
-    params = dict(graph.params)
-    body = []
-    for node in graph.body:
-        if base_name(node.op) == _BATCH_NORM:
-            node = _affine(node, *_scale_and_shift(node, params, params[node.args[3].name].dtype), params)
-        body.append(node)
-    return replace(graph, body=tuple(body), params=params)
-
-
-def _scale_and_shift(
-    node: Node, params: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_shift(node: Node, params: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     _, gamma, beta, mean, var = (
-        params[a.name].to(dtype) if isinstance(a, Ref) and a.name in params else None for a in node.args[:5]
+        params[a.name].double() if isinstance(a, Ref) and a.name in params else None for a in node.args[:5]
     )
     assert mean is not None and var is not None, "batch norm without running statistics is refused at capture"
     scale = 1 / torch.sqrt(var + node.args[6]) * (1 if gamma is None else gamma)

@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, tree_refs
 from transpike.graph.passes import data_dependent, spike_gates
-from transpike.graph.roles import AFFINE, SYNAPSES, base_name
+from transpike.graph.roles import AFFINE, BATCH_NORM, SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
 __all__ = ["Drive", "Operations", "Work", "count_operations", "synaptic_operations"]
 
 _SUMS = frozenset(["aten.add", "aten.sub", "aten.rsub"])
-_SCALINGS = frozenset(["aten.mul", "aten.div", "aten.neg", AFFINE])
+_SCALINGS = frozenset(["aten.mul", "aten.div", "aten.neg", AFFINE, BATCH_NORM])
 _COPIES = frozenset(["aten.cat", "aten.stack", "aten.constant_pad_nd", "aten.pad", "aten.upsample_nearest1d",
                      "aten.upsample_nearest2d", "aten.upsample_nearest3d"])  # fmt: skip
 
