@@ -116,7 +116,7 @@ def online(key: str) -> dict[str, Any]:
     """The real thing: samples leave, time and energy are measured."""
     module = zoo()
     assert module is not None
-    case, test, start = module.load(CASE, EVALUATION), trace(key, "test"), CONVERSIONS[key].starts[1]
+    case, test, start = module.load(CASE, EVALUATION), trace(key, "test"), CONVERSIONS[key].starts[-1]
     certainty = Certainty(Statistic.ENTROPY, ReadOut.MEAN, start)
     held_out = part(test, slice(EVALUATION, EVALUATION + CALIBRATION))
     policy = calibrated(held_out, levelled(trace(key, "train"), certainty), loss=0.002)

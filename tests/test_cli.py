@@ -50,6 +50,20 @@ def test_convert_then_evaluate_reports_accuracy_near_the_ann(converted: Path, ca
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_early_exit_is_chosen_on_data_of_its_own_and_reported(converted: Path, capsys, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(converted), "--data", "digits", "--steps", "16", "--exit", "confidence", "--exit-data", "digits"]
+    code, out, _ = run(capsys, *arguments, "--exit-loss", "0.05", "--exit-confidence", "0.9", "--json", "-o", str(tmp_path))
+    report = json.loads(out)
+    assert code == 0
+    assert report["policy"]["statistic"] == "confidence"
+    assert report["policy"]["origin"]["loss"] == 0.05
+    assert report["policy"]["origin"]["confidence"] == 0.9
+    assert report["policy"]["origin"]["samples"] == 1348 // 2
+    assert report["lost"] <= 0.05
+    assert report["mean_steps"] < 12
+    assert {path.name for path in tmp_path.iterdir()} == {"exit.txt", "exit.json", "exit.png"}
+
+
 def test_settings_reach_the_method_with_their_types(capsys, tmp_path: Path) -> None:
     path = tmp_path / "x.spike"
     arguments = ["--method", "mmse", "--set", "steps=8", "--set", "cap=4", "--set", "signed=true", "--set", "granularity=layer"]
@@ -87,6 +101,13 @@ def test_methods_lists_every_method_with_its_settings(capsys) -> None:
     ("arguments", "code", "says"),
     [
         (["evaluate", "nowhere.spike", "--data", "digits"], 1, "no file nowhere.spike"),
+        (["evaluate", "x.spike", "--data", "digits", "--exit", "entropy"], 2, "--exit and --exit-data go together"),
+        (["evaluate", "x.spike", "--data", "digits", "--exit-data", "digits"], 2, "--exit and --exit-data go together"),
+        (
+            ["evaluate", "x.spike", "--data", "digits", "--exit", "margin", "--exit-data", "digits", "--start", "2"],
+            2,
+            "drop --start",
+        ),
         (["inspect", "nowhere.spike"], 1, "no file nowhere.spike"),
         (["inspect", "nowhere.pt2"], 1, "no file nowhere.pt2"),
         (["inspect", "torchvision:resnet19"], 2, "no network 'resnet19'"),

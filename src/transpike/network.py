@@ -168,6 +168,7 @@ def simulate_until(
     leave: Leave,
     *,
     start: int = 0,
+    first: int = 1,
     engine: str = "dense",
     max_memory: int | None = None,
     chunk: int = 1,
@@ -175,8 +176,8 @@ def simulate_until(
 ) -> ExitRun:
     """Run for at most ``steps`` steps; the samples that ``leave`` names are simulated no further.
 
-    What the arguments are: `simulate` and `transpike.engines.exits.simulate_until`; an
-    `transpike.measure.early_exit.ExitPolicy` brings ``steps``, ``leave`` and ``start``.
+    The arguments are those of `simulate` and of `transpike.engines.exits.simulate_until`.
+    `transpike.measure.early_exit.run_with_exit` calls it with what an exit policy says.
     """
     return exits.simulate_until(
         net.graph,
@@ -185,6 +186,7 @@ def simulate_until(
         steps,
         leave,
         start=start,
+        first=first,
         chunk=chunk,
         engine=engine,
         max_memory=max_memory,

@@ -183,6 +183,28 @@ def test_what_has_left_is_not_computed_and_what_stays_keeps_its_number() -> None
     assert seen == {key for key in full if key[1] <= int(exits[key[2]])}
 
 
+@pytest.mark.parametrize(("first", "chunk"), [(4, 1), (5, 3), (STEPS, 2), (3, 4)])
+def test_steps_before_the_first_exit_go_together_and_none_is_computed_for_nothing(first: int, chunk: int) -> None:
+    graph, plan, x = network("deep_pool")
+
+    def leave(totals: Any, t: int) -> torch.Tensor:
+        return remainders(0)(totals, t) if t >= first else torch.zeros(len(totals), dtype=torch.bool)
+
+    chunks: list[tuple[int, int]] = []
+
+    def probe(node: Node, emitted: torch.Tensor, done: int, ids: torch.Tensor) -> None:
+        if not chunks or chunks[-1][0] != done:
+            chunks.append((done, len(emitted)))
+
+    exits, full = expected(graph, plan, x, leave)
+    run = simulate_until(graph, plan, x, STEPS, leave, first=first, chunk=chunk, probe=probe)
+    check(run, exits, full, 0)
+    assert chunks[0] == (0, max(chunk, min(first, 8))) and all(count <= max(chunk, first) for _, count in chunks)
+    assert int(exits.min()) >= first
+    if chunk == 1:
+        assert run.computed == int(exits.sum())
+
+
 def test_if_all_leave_at_once_nothing_more_is_computed() -> None:
     graph, plan, x = network("mlp")
     asked: list[int] = []

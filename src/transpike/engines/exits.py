@@ -30,6 +30,7 @@ Leave = Callable[[Any, int], torch.Tensor]
 SampleProbe = Callable[[Node, torch.Tensor, int, torch.Tensor], None]
 
 _AHEAD = 4  # as many times the samples that fit the cache start together, since most of them leave soon
+_TOGETHER = 8  # the most steps that go through the network at once before anybody may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def simulate_until(
     leave: Leave,
     *,
     start: int = 0,
+    first: int = 1,
     chunk: int = 1,
     engine: str = "dense",
     max_memory: int | None = None,
@@ -66,10 +68,12 @@ def simulate_until(
     """Run a batch for at most ``steps`` time steps; samples that ``leave`` names are dropped.
 
     Args:
-        leave: asked after every step before the last; what it says of samples that have left already is ignored.
+        leave: asked after every step from ``first`` to the last but one; what it says of samples that have left already
+            is ignored.
         start: steps that the read-out leaves out; nobody leaves before step ``start + 1``.
-        chunk: steps that go through the network at once. Exits and read-outs do not depend on it: with more than 1,
-            the steps between a sample's exit and the end of its chunk are computed for nothing.
+        first: the first step at which anybody may leave; the steps before it go through the network several at once.
+        chunk: steps that go through the network at once from then on. Exits and read-outs do not depend on it: with more
+            than 1, the steps between a sample's exit and the end of its chunk are computed for nothing.
         probe: sees what neurons and analog operations emit, chunk by chunk; also of those steps.
 
     Raises:
@@ -91,14 +95,34 @@ def simulate_until(
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
     program, samples = Program.of(graph, plan), len(inputs[0])
-    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    first = max(first, start + 1)
+    together = max(chunk, min(first, _TOGETHER))
+    together, per_run = chunking(graph, plan, samples, steps, together, max_memory, inputs[0].element_size())
     per_run = min(samples, per_run * _AHEAD) if max_memory is None else per_run
+    clock = _Clock(steps, start, first, together, min(chunk, together))
     result = _Result(program, samples)
     with torch.no_grad():
-        for first in range(0, samples, per_run):
-            some = [x[first : first + per_run] for x in inputs]
-            _Cohort(program, some, first, engine, probe).run(steps, per_chunk, start, leave, result)
+        for low in range(0, samples, per_run):
+            some = [x[low : low + per_run] for x in inputs]
+            _Cohort(program, some, low, engine, probe).run(clock, leave, result)
     return ExitRun(steps, result.exits, map_tree(lambda leaf: result.means[leaf.name], graph.outputs), result.computed)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Steps in all, left out of the read-out, before the first exit, and at once: before it and from then on."""
+
+    steps: int
+    start: int
+    first: int
+    together: int
+    chunk: int
+
+    def count(self, done: int) -> int:
+        """How many steps come next after ``done``."""
+        waiting = self.first - done  # to the end of the first step at which somebody may leave
+        count = self.chunk if waiting < self.chunk else min(self.together, waiting)
+        return min(count, self.steps - done)
 
 
 class _Result:
@@ -133,27 +157,38 @@ class _Cohort:
         look = None if probe is None else lambda node, emitted, done, _: probe(node, emitted, done, self.ids)
         self._micro = MicroBatch(program, inputs, first, ENGINES[engine], look)
 
-    def run(self, steps: int, per_chunk: int, start: int, leave: Leave, result: _Result) -> None:
-        for done in range(0, steps, per_chunk):
-            count = min(per_chunk, steps - done)
+    def run(self, clock: _Clock, leave: Leave, result: _Result) -> None:
+        done = 0
+        while len(self.ids):
+            count = clock.count(done)
             read = self._micro.advance(done, count)
             result.computed += count * len(self.ids)
             here = torch.ones(len(self.ids), dtype=torch.bool)
-            for t in range(max(done, start) + 1, done + count + 1):
-                for name, y in read.items():
-                    frame = y[t - done - 1].double()
-                    self._totals[name] = self._totals[name] + frame if name in self._totals else frame
-                going = here if t == steps else here & self._asked(leave, t)
+            for t in range(max(done, clock.start) + 1, done + count + 1):
+                self._add({name: y[t - done - 1] for name, y in read.items()})
+                if t == clock.steps:
+                    going = here
+                elif t >= clock.first:
+                    going = here & self._asked(leave, t)
+                else:
+                    continue
                 if bool(going.any()):
-                    means = {name: x / (t - start) for name, x in self._rows(going).items()}
+                    means = {name: x / (t - clock.start) for name, x in self._rows(going).items()}
                     result.place(t, self.ids[going], means)
                     here = here & ~going
-            if not bool(here.any()):
-                return
+            done += count
             if not bool(here.all()):
-                self._totals = self._rows(here)
-                self._micro.keep(here.nonzero().flatten())
-                self.ids = self.ids[here]
+                self._keep(here)
+
+    def _add(self, read: dict[str, torch.Tensor]) -> None:
+        for name, y in read.items():
+            self._totals[name] = self._totals[name] + y.double() if name in self._totals else y.double()
+
+    def _keep(self, here: torch.Tensor) -> None:
+        self.ids = self.ids[here]
+        if len(self.ids):
+            self._totals = self._rows(here)
+            self._micro.keep(here.nonzero().flatten())
 
     def _asked(self, leave: Leave, t: int) -> torch.Tensor:
         answer = leave(map_tree(lambda leaf: self._totals[leaf.name], self._program.graph.outputs), t)

@@ -176,7 +176,7 @@ def evaluate_exit(
     policy: ExitPolicy,
     *,
     task: Classification | None = None,
-    chunk: int = 1,
+    chunk: int = 2,
     max_memory: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ExitReport:
@@ -184,7 +184,7 @@ def evaluate_exit(
 
     Args:
         loader: pairs (input, class number).
-        chunk: steps that go through the network at once; more than 1 computes some steps for nothing.
+        chunk: steps that go through the network at once, as for `run_with_exit`.
         progress: called with the number of samples done.
 
     Raises:
@@ -233,7 +233,7 @@ def evaluate_exit(
         samples=samples,
         ann=ann / samples,
         accuracy=int(right.sum()) / samples,
-        curve=(curve / samples).tolist(),
+        curve=[count / samples for count in curve.tolist()],
         exits=exits.tolist(),
         right=right.tolist(),
         sops=float(at_exit[0]) / samples,
