@@ -34,6 +34,15 @@ def test_the_training_script_learns() -> None:
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
+def test_qcfs_trains_in_a_loop_of_ones_own_and_converts(capsys) -> None:
+    load("qcfs_digits").main(epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    found = [float(line.rsplit(" ", 1)[1].rstrip("%")) for line in lines]
+    assert len(found) == 6
+    assert found[2] > 96  # trained, 4 levels
+    assert found[5] > found[2] - 2  # 16 steps
+
+
 def test_every_example_is_tested_here() -> None:
     text = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

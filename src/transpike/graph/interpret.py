@@ -123,7 +123,8 @@ def forward(
         return at_site(site, moved.reshape(-1, *site.shape)).reshape(moved.shape).movedim(0, axis)
 
     env: dict[str, Any] = dict(graph.params)
-    env.update((value.name, channels_last(x)) for value, x in zip(graph.inputs, inputs, strict=True))
+    as_given = any(site.levels is not None for site in graph.sites)  # another layout may round differently, and move levels
+    env.update((v.name, x if as_given else channels_last(x)) for v, x in zip(graph.inputs, inputs, strict=True))
     keep = set(tree_refs(graph.outputs))
     with torch.no_grad():
         interpret(graph.nodes, env, handle, frees(graph.nodes, keep))

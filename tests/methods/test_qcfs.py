@@ -1,0 +1,195 @@
+"""QCFS: the start from data, ceilings as thresholds, P-QCFS-2, and parallel neurons that are the trained network to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import transpike
+from models import batch_of, calibration, dyadic, make
+from transpike.engines.counts import in_counts
+from transpike.errors import PlanError
+from transpike.graph.capture import capture
+from transpike.graph.interpret import forward
+from transpike.graph.prepared import Prepared
+from transpike.graph.quantised import qcfs
+from transpike.methods.chain import Chain
+from transpike.methods.ltb import LTB
+from transpike.methods.mmse import MMSE
+from transpike.methods.qcfs import QCFS, prepare
+from transpike.spiking.plan import Granularity, NeuronKind, Plan
+
+
+def unread() -> Iterator[torch.Tensor]:
+    raise AssertionError("data was read")
+    yield
+
+
+def prepared(name: str = "residual", levels: int = 8) -> Prepared:
+    return prepare(make(name), QCFS(levels=levels), calibration(name)).eval()
+
+
+def parallel(plan: Plan) -> Plan:
+    sites = {name: dataclasses.replace(p, kind=NeuronKind.PARALLEL) for name, p in plan.sites.items()}
+    return dataclasses.replace(plan, sites=sites)
+
+
+def test_thresholds_are_the_ceilings_and_no_data_is_read() -> None:
+    net = prepared()
+    plan = QCFS().fit(capture(net, batch_of("residual")), unread())
+    found = [p.threshold for p in plan.sites.values()]
+    assert all(torch.equal(theta, c.detach()) for theta, c in zip(found, net.ceilings, strict=True))
+    assert all(torch.equal(p.v_init, p.threshold / 2) for p in plan.sites.values())
+    assert plan.notes == () and plan.metadata["settings"]["levels"] == 8
+
+
+def test_a_network_that_does_not_quantise_is_refused_before_data_is_read() -> None:
+    with pytest.raises(PlanError, match=r"prepare\(model, QCFS\(levels=8\), batches\)"):
+        QCFS().fit(capture(make("residual"), batch_of("residual")), unread())
+
+
+@pytest.mark.parametrize(("settings", "says"), [({"levels": 0}, "levels"), ({"v_init": 2.0}, "v_init"), ({"cap": 0}, "cap")])
+def test_senseless_settings_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        QCFS(**settings).fit(capture(make("mlp"), batch_of("mlp")), unread())
+    with pytest.raises(PlanError, match=says):
+        prepare(make("mlp"), QCFS(**settings))
+
+
+class Hidden(nn.Module):
+    """One rectifier that interception sees and one that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.ops.aten.relu.default(self.b(torch.relu(self.a(x)))))
+
+
+def test_sites_that_do_not_quantise_are_noted_and_get_their_largest_activation() -> None:
+    torch.manual_seed(0)
+    model, data = Hidden().eval(), [torch.randn(20, 6), torch.randn(20, 6)]
+    net = prepare(model, QCFS(), data)
+    graph = capture(net, data[0])
+    assert [site.levels for site in graph.sites] == [8, None]
+    plan = QCFS().fit(graph, data)
+    assert any("1 of 2 sites do not quantise" in note for note in plan.notes)
+    with torch.no_grad():
+        clipped = model.a(torch.cat(data)).clamp(0, net.ceilings[0].item())  # as every method sees it
+        wanted = model.b(clipped).max()
+    torch.testing.assert_close(plan.sites[graph.sites[1].name].threshold, wanted)
+
+
+def test_other_levels_than_asked_for_are_noted() -> None:
+    plan = QCFS(levels=8).fit(capture(prepared(levels=4), batch_of("residual")), unread())
+    assert any("trained with 4 levels, not 8" in note for note in plan.notes)
+
+
+def test_the_start_is_the_ceiling_of_least_error_found_by_brute_force() -> None:
+    model, data = make("mlp"), torch.cat(calibration("mlp"))
+    found = [c.item() for c in prepare(model, QCFS(levels=4), data.split(7)).ceilings]
+    with torch.no_grad():
+        a = model[1](model[0](data))
+        wanted = []
+        for x in (a, model[3](model[2](a))):
+            x = x.double().numpy()
+            grid = x.max() * (1 - 0.01 * np.arange(95))
+            errors = [((np.clip(np.floor(x * 4 / v + 0.5) / 4, 0, 1) * v - x) ** 2).mean() for v in grid]
+            wanted.append(grid[int(np.argmin(errors))])
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_clipped_rectifiers_start_at_their_clip_or_below() -> None:
+    net = prepare(make("depthwise"), QCFS(), [40 * x for x in calibration("depthwise")])
+    assert all(0 < c.item() <= 6.0 for c in net.ceilings) and max(c.item() for c in net.ceilings) > 4
+
+
+def test_a_prepared_network_keeps_its_ceilings_at_other_levels() -> None:
+    first = prepared(levels=8)
+    again = prepare(first, QCFS(levels=4))
+    assert again.levels == 4 and [c.item() for c in again.ceilings] == [c.item() for c in first.ceilings]
+    assert not isinstance(again.network, Prepared) and again.ceilings[0] is not first.ceilings[0]
+
+
+@pytest.mark.parametrize("levels", [2, 4, 8])
+def test_first_layer_counts_are_the_levels_deeper_ones_not_always(levels: int) -> None:
+    """P-QCFS-2: constant input, T = L, theta = lambda, v(0) = theta / 2."""
+    torch.manual_seed(3)
+    wide = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    net = Prepared(dyadic(wide), levels, [2.0, 1.0])
+    x = torch.randint(-8, 9, (16, 6)) / 4
+    run = transpike.simulate(transpike.convert(net, QCFS(levels=levels), [x]), x, steps=levels)
+    levels_of: dict[str, torch.Tensor] = {}
+    graph = capture(net, x)
+    with torch.no_grad():
+        h = qcfs(net.network[0](x), net.ceilings[0], levels)
+        levels_of["1#1"] = h * levels / 2.0
+        levels_of["3#1"] = qcfs(net.network[2](h), net.ceilings[1], levels) * levels
+    assert [site.name for site in graph.sites] == list(levels_of)
+    assert torch.equal(run.spikes["1#1"], levels_of["1#1"]) and run.spikes["1#1"].unique().numel() == levels + 1
+    assert not torch.equal(run.spikes["3#1"], levels_of["3#1"])
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "depthwise", "conv3d", "fire", "two_inputs"])
+@pytest.mark.parametrize("levels", [4, 8])
+def test_parallel_neurons_are_the_prepared_network_to_the_bit(name: str, levels: int) -> None:
+    net = prepared(name, levels)
+    batch = batch_of(name, 16)
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    graph = capture(net, batch)
+    plan = parallel(QCFS(levels=levels).fit(graph, unread()))
+    with torch.no_grad():
+        assert torch.equal(in_counts(graph, plan, list(inputs), levels), net(*inputs))
+
+
+def test_the_captured_network_is_the_quantised_one_for_every_consumer() -> None:
+    net, data = prepared(), calibration("residual")
+    graph = capture(net, data[0])
+    with torch.no_grad():
+        assert torch.equal(forward(graph, [data[0]]), net(data[0]))
+    found = transpike.evaluate(transpike.build(graph, QCFS().fit(graph, data)), [(x, torch.zeros(len(x)).long()) for x in data], 8)
+    assert 0 <= found.ann["top1"] <= 1
+
+
+@pytest.mark.parametrize("method", [LTB(iterations=20), MMSE(steps=8), LTB(iterations=20, granularity=Granularity.LAYER)])
+def test_other_methods_see_a_clipped_rectifier(method: Any) -> None:
+    net, data = prepared(), calibration("residual")
+    graph = capture(net, data[0])
+    plan = method.fit(graph, data)
+    for site in graph.sites:
+        assert float(plan.sites[site.name].threshold.max()) <= site.ceiling * (1 + 1e-6)
+    assert list(Chain(QCFS(), method).fit(graph, data).sites) == list(plan.sites)
+
+
+def test_bursts_share_the_ceiling() -> None:
+    graph = capture(prepared(), batch_of("residual"))
+    plan = QCFS(cap=4).fit(graph, unread())
+    for site in graph.sites:
+        torch.testing.assert_close(4 * plan.sites[site.name].threshold, torch.tensor(site.ceiling))
+
+
+def test_fine_tuning_recovers_what_few_levels_cost() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    x = torch.randn(256, 6)
+    with torch.no_grad():
+        wanted = model(x)
+    net = prepare(model, QCFS(levels=2), [x]).train()
+    started = [c.item() for c in net.ceilings]
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    errors = []
+    for _ in range(100):
+        loss = (net(x) - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        errors.append(float(loss.detach()))
+    assert errors[-1] < errors[0] / 2
+    assert all(abs(c.item() - s) > 1e-3 for c, s in zip(net.ceilings, started, strict=True))
