@@ -159,12 +159,13 @@ def _epoch(
             group["lr"] = recipe.lr * (1 + math.cos(math.pi * (before + step) / (recipe.epochs * steps))) / 2
         args, kwargs, target = _labelled(model, batch)
         value = loss(model(*args, **kwargs), target)
-        if not bool(torch.isfinite(value)):
-            raise TrainingError(f"the loss is {float(value)} at step {before + step + 1}: lower the learning rate ({recipe.lr})")
+        now = value.item()
+        if not math.isfinite(now):
+            raise TrainingError(f"the loss is {now} at step {before + step + 1}: lower the learning rate ({recipe.lr})")
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
-        total, seen = total + float(value.detach()) * len(target), seen + len(target)
+        total, seen = total + now * len(target), seen + len(target)
         if tick is not None:
             tick()
     return total / seen

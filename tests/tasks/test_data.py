@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from transpike.errors import DataError, SpecError
-from transpike.tasks.data import Counted, Preparation, digits, loader_from
+from transpike.tasks.data import Augmented, Counted, Preparation, digits, loader_from
 
 
 def test_digits_splits_are_disjoint_and_complete() -> None:
@@ -68,3 +68,23 @@ def test_counted_ticks_once_a_batch_and_again_on_the_next_pass() -> None:
     assert list(counted) == [1, 2, 3]
     assert list(counted) == [1, 2, 3]
     assert len(ticks) == 6
+
+
+def test_augmented_images_are_windows_of_the_padded_one_or_its_mirror() -> None:
+    x = torch.arange(1, 2 * 3 * 4 * 5 + 1).view(2, 3, 4, 5).float()
+    torch.manual_seed(0)
+    batches = Augmented([(x, torch.tensor([3, 4]))], crop=2, flip=True)
+    assert len(batches) == 1
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    seen = set()
+    for _ in range(40):
+        ((found, target),) = batches
+        assert target.tolist() == [3, 4] and found.shape == x.shape
+        for n in range(2):
+            windows = {(i, j): padded[n, :, i : i + 4, j : j + 5] for i in range(5) for j in range(5)}
+            hits = [(i, j, m) for (i, j), w in windows.items() for m in (0, 1) if torch.equal(found[n], w.flip(-1) if m else w)]
+            assert len(hits) == 1
+            seen.add(hits[0])
+    assert {m for *_, m in seen} == {0, 1} and len(seen) > 25
+    ((same, _),) = Augmented([(x, None)])
+    assert torch.equal(same, x)

@@ -23,7 +23,7 @@ from transpike.errors import PlanError
 from transpike.graph.quantised import qcfs
 from transpike.graph.roles import rectifier_ceiling
 
-__all__ = ["NETWORK", "AtCall", "Prepared", "intercepted"]
+__all__ = ["AtCall", "Prepared", "intercepted"]
 
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 

@@ -73,21 +73,37 @@ def _save(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torc
     ctx.save_for_backward(z, ceiling)
 
 
+@torch.library.custom_op("transpike::qcfs_gradients", mutates_args=())
+def _gradients(
+    z: torch.Tensor, ceiling: torch.Tensor, grad: torch.Tensor, levels: int
+) -> tuple[torch.Tensor, torch.Tensor]:  # an operation too, so that compilers need not look inside
+    top = guarded(ceiling)
+    if not _on_cpu(z, top) or grad.dtype != z.dtype:
+        return _plain_gradients(z, top, grad, levels)
+    z = _dense(z)
+    grad = grad if grad.stride() == z.stride() else torch.empty_like(z).copy_(grad)
+    for_z, number = torch.empty_like(z), _flat(z).dtype.type
+    with _threads(z.numel()):
+        total = straight_through(_flat(z), _flat(grad), _flat(for_z), number(top.item()), number(levels))
+    return for_z, torch.full_like(ceiling, total)
+
+
+@_gradients.register_fake
+def _(z: torch.Tensor, ceiling: torch.Tensor, grad: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(z), torch.empty_like(ceiling)
+
+
+def _plain_gradients(z: torch.Tensor, top: torch.Tensor, grad: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    n = _level(z, top, levels)
+    above = n > levels
+    inside = (n >= 0) & ~above
+    slope = torch.where(inside, n / levels - z / top, above.to(z.dtype))
+    return grad * inside, (grad * slope).sum().to(top.dtype).reshape(top.shape)
+
+
 def _straight_through(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
     z, ceiling = ctx.saved_tensors
-    top = guarded(ceiling)
-    if _on_cpu(z, top) and grad.dtype == z.dtype and not torch.is_grad_enabled():
-        z = _dense(z)
-        grad = grad if grad.stride() == z.stride() else torch.empty_like(z).copy_(grad)
-        for_z, number = torch.empty_like(z), _flat(z).dtype.type
-        with _threads(z.numel()):
-            total = straight_through(_flat(z), _flat(grad), _flat(for_z), number(top.item()), number(ctx.levels))
-        return for_z, torch.full_like(ceiling, total), None
-    n = _level(z, top, ctx.levels)
-    above = n > ctx.levels
-    inside = (n >= 0) & ~above
-    slope = torch.where(inside, n / ctx.levels - z / top, above.to(z.dtype))
-    return grad * inside, (grad * slope).sum().reshape(ceiling.shape), None
+    return (*_gradients(z, ceiling, grad, ctx.levels), None)
 
 
 qcfs.register_autograd(_straight_through, setup_context=_save)
