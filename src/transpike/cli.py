@@ -22,14 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 import transpike
-from transpike.demo import Trial, run_demo
+from transpike.demo import Trial, comparison, run_demo
 from transpike.errors import SpecError, TranspikeError
 from transpike.graph.capture import Pooling
 from transpike.measure.early_exit import Certainty, Statistic, record
 from transpike.measure.energy import energy as measure_energy
 from transpike.measure.exit_report import evaluate_exit
 from transpike.measure.exit_thresholds import levelled, risk_controlled
-from transpike.measure.report import Report, milestones
+from transpike.measure.report import Report
 from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
@@ -264,29 +264,13 @@ def demo(
     if as_json:
         out.print_json(json.dumps({name: report.to_dict() for name, report in reports.items()}))
         return
-    _compare(reports, steps)
-    out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
-
-
-def _compare(reports: Any, steps: int) -> None:
+    table, remarks = comparison(reports, steps)
     first = next(iter(reports.values()))
     out.print(f"{first.network}: top-1 (%) on {first.samples} handwritten digits by time steps; ANN {first.ann['top1']:.2%}")
-    table = Table("method", box=None, pad_edge=False)
-    for name in (*map(str, milestones(steps)), "rate", "MSOP", "saving*"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, report in reports.items():
-        cells = [f"{100 * report.at(t):.1f}" for t in milestones(steps)]
-        rate = sum(report.rates.values()) / max(1, len(report.rates))
-        t = report.steps_to(0.99)
-        factor = None if t is None else report.energy.at(t)["cmos45"]["saving"]
-        saving = "-" if factor is None else f"{factor:.1f}x at {t}"
-        table.add_row(name, *cells, f"{rate:.2f}", f"{report.energy.sops[-1] / 1e6:.1f}", saving)
     out.print(table)
-    out.print("rate: spikes per neuron and step; MSOP: million synaptic operations of all steps", highlight=False)
-    out.print("* energy of the ANN over the SNN's where it first has 99 % of the ANN's accuracy (45 nm CMOS)", highlight=False)
-    for name, report in reports.items():
-        for note in report.notes:
-            out.print(f"note: {name}: {note}", highlight=False)
+    for remark in remarks:
+        out.print(remark, highlight=False)
+    out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
 
 
 def _show(found: Any, as_json: bool) -> None:

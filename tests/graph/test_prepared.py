@@ -17,6 +17,7 @@ from transpike.errors import PlanError
 from transpike.graph import serial
 from transpike.graph.capture import capture
 from transpike.graph.interpret import forward
+from transpike.graph.ir import Role
 from transpike.graph.prepared import Prepared, intercepted
 from transpike.graph.quantised import qcfs
 
@@ -146,11 +147,13 @@ def test_a_graph_with_levels_survives_a_file_and_older_files_still_load() -> Non
 def test_batch_norms_are_kept_and_round_as_torch_rounds() -> None:
     net, batch, *_ = ready("residual")
     graph = capture(net, batch)
-    assert sum(node.op == "transpike.affine" for node in graph.nodes) == 3
+    assert sum("batch_norm" in node.op for node in graph.nodes) == 3
+    assert all(node.role is Role.LINEAR for node in graph.nodes if "batch_norm" in node.op)
     with torch.no_grad():
         for layout in (torch.contiguous_format, torch.channels_last):
-            assert torch.equal(forward(graph, [batch]), net(batch.contiguous(memory_format=layout)))
-    assert not any(node.op == "transpike.affine" for node in captured("residual").nodes)
+            x = batch.contiguous(memory_format=layout)
+            assert torch.equal(forward(graph, [x]), net(x))
+    assert not any("batch_norm" in node.op for node in captured("residual").nodes)
 
 
 def test_the_users_network_is_left_as_it_is_and_its_names_stay() -> None:

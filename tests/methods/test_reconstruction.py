@@ -128,7 +128,7 @@ def test_without_a_plan_and_with_bad_settings_nothing_is_read() -> None:
         yield
 
     graph = captured("mlp")
-    with pytest.raises(PlanError, match="refines a plan: Chain"):
+    with pytest.raises(PlanError, match="refines a plan and was given none"):
         Reconstruction().fit(graph, unread())
     for wrong in ({"steps": 0}, {"iterations": 0}, {"batch": 0}, {"samples": 0}, {"rate": -1.0}, {"weight_rate": -1.0}):
         with pytest.raises(PlanError, match="at least 1"):

@@ -5,8 +5,8 @@ Behind a synapse: ``W' = g W``, ``b' = g b + h``. Before one (linear, or convolu
 ``W' = W g``, ``b' = b + W h``. Where neither holds it stays a linear operation of its own (`AFFINE`).
 Computed in float64, stored in the weights' dtype.
 
-A network with quantising activations keeps every batch norm, torch's own operation: a rounding of 1e-7 moves about one
-activation in a million to another level, and then the spiking network is no longer the trained one to the bit.
+A network with quantising activations keeps its batch norms as torch computes them: another rounding, of 1e-7, moves about
+one activation in a million to the next level, and then the spiking network is no longer the trained one to the bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TRANSPOSED = {f"aten.conv_transpose{d}d": d for d in (1, 2, 3)}
 
 
 def lower_batch_norm(graph: Graph) -> Graph:
-    """Fold every batch norm or leave it as `AFFINE`."""
+    """Fold every batch norm or leave it as `AFFINE`; nothing is done to a network that quantises."""
     if any(base_name(node.op) == QUANTISED for node in graph.body):
         return graph
     nodes = {node.name: node for node in graph.body}
@@ -66,8 +66,8 @@ def _scale_and_shift(node: Node, params: dict[str, torch.Tensor]) -> tuple[torch
         params[a.name].double() if isinstance(a, Ref) and a.name in params else None for a in node.args[:5]
     )
     assert mean is not None and var is not None, "batch norm without running statistics is refused at capture"
-    scale = 1 / torch.sqrt(var + node.args[6]) * (1 if gamma is None else gamma)
-    shift = (0 if beta is None else beta) - mean * scale
+    scale = (1.0 if gamma is None else gamma) / torch.sqrt(var + node.args[6])
+    shift = -scale * mean if beta is None else beta - scale * mean
     return scale, shift
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from transpike.graph.fold import lower_batch_norm
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, Site, map_tree, tree_refs
 from transpike.graph.quantised import QUANTISED, guarded
-from transpike.graph.roles import MAX_POOLS, NO_OPS, base_name, rectifier_ceiling, role_of
+from transpike.graph.roles import AFFINE, BATCH_NORM, MAX_POOLS, NO_OPS, base_name, rectifier_ceiling, role_of
 
 _VIEWS = ("aten.view", "aten._unsafe_view")
 
@@ -287,7 +287,7 @@ def _moved(node: Node, before: int, rank: int) -> int:
 _CHANNEL_RULES: Mapping[str, Callable[[Node, int, int], int]] = {
     **dict.fromkeys([f"aten.{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)], lambda n, b, r: 1),
     "aten.linear": lambda n, b, r: r - 1,
-    "transpike.affine": lambda n, b, r: 1,
+    **dict.fromkeys([AFFINE, BATCH_NORM], lambda n, b, r: 1),
     **dict.fromkeys(["aten.permute", "aten.transpose", "aten.swapaxes"], _moved),
     **dict.fromkeys(["aten.reshape", "aten.flatten"], lambda n, b, r: 1),
 }

@@ -16,7 +16,7 @@ from transpike.graph.quantised import QUANTISED
 
 __all__ = ["AFFINE", "BATCH_NORM", "HOMOGENEOUS", "MAX_POOLS", "NO_OPS", "SYNAPSES", "base_name", "rectifier_ceiling", "role_of"]
 
-BATCH_NORM = "aten._native_batch_norm_legit_no_training"  # stays only in networks with quantising activations
+BATCH_NORM = "aten._native_batch_norm_legit_no_training"  # eval mode
 AFFINE = "transpike.affine"  # x * scale + shift per channel (axis 1): batch norm that found nothing to fold into
 
 
@@ -33,7 +33,8 @@ _EITHER = _Linear(operands=(0, 1))  # linear in each operand separately
 _JOINT = _Linear(operands=(0, 1), together=True)  # linear in all operands at once
 
 _LINEAR: Mapping[str, _Linear] = {
-    **dict.fromkeys([AFFINE, BATCH_NORM], _FIRST),
+    AFFINE: _FIRST,
+    BATCH_NORM: _FIRST,
     # synapses
     **dict.fromkeys(["aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"], _FIRST),
     **dict.fromkeys(["aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"], _FIRST),
