@@ -1,17 +1,21 @@
 """QCFS on the zoo's CIFAR-10 ResNet-20: fine-tune from its ReLU weights, convert, measure. Resumable, also after a kill.
 
+First on labels, then on the outputs of the ReLU network (labels alone overfit after six epochs: 90.6 % with 8 levels).
+
 python -m benchmarks.qcfs [LEVELS ...]          trained networks are kept in .cache/qcfs/
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import kl_div
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.common import ROOT, cifar10_ready, pairs, read, record, zoo
@@ -24,6 +28,8 @@ from transpike.training import Epoch, Recipe, accuracy, train
 CASE = "cifar10_resnet20"
 FOLDER = ROOT / ".cache" / "qcfs"
 RECIPES = {8: Recipe(epochs=6, lr=0.02), 4: Recipe(epochs=6, lr=0.02)}
+DISTILLING = Recipe(epochs=3, lr=0.01, weight_decay=1e-4)
+TEMPERATURE = 3.0
 ANN_BARS = {8: 91.0, 4: 90.3}
 SPIKING_BARS = {8: 89.0, 16: 91.0, 32: 91.3}  # integrate-and-fire, plain read-out
 STEPS = 32
@@ -52,8 +58,32 @@ def fine_tuned(levels: int) -> tuple[Prepared, list[dict[str, Any]]]:
     shuffled = DataLoader(TensorDataset(inputs, targets), batch_size=128, shuffle=True)
     batches = Augmented(shuffled, crop=4, flip=True)
     history = train(net, batches, recipe, validation=test, checkpoint=checkpoint, done=done)
+    taught = _Taught(batches, module.model(CASE).eval())
+    second = FOLDER / f"resnet20-{levels}-distilled.ckpt"
+    history += train(net, taught, DISTILLING, validation=test, checkpoint=second, loss=_divergence, done=done)
     save_file({name: x.contiguous() for name, x in net.state_dict().items()}, path)
     return net, [vars(epoch) for epoch in history]
+
+
+class _Taught:
+    """The same images with the outputs of another network in the place of labels."""
+
+    def __init__(self, batches: Augmented, teacher: torch.nn.Module) -> None:
+        self._batches, self._teacher = batches, teacher
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, _ in self._batches:
+            with torch.no_grad():
+                yield x, self._teacher(x)
+
+
+def _divergence(outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of softened classes (Hinton et al., arXiv:1503.02531)."""
+    soft = (wanted / TEMPERATURE).softmax(1)
+    return TEMPERATURE**2 * kl_div((outputs / TEMPERATURE).log_softmax(1), soft, reduction="batchmean")
 
 
 def measure(levels: int) -> dict[str, Any]:

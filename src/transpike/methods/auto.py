@@ -1,4 +1,4 @@
-"""Auto: what the board found best for a number of steps and the neurons that are allowed; for who names no method.
+"""Auto: the best choice known so far for a number of steps and the neurons that are allowed; for who names no method.
 
     plan = Chain(thresholds for T steps and B spikes a step, refinements)
 
@@ -8,7 +8,7 @@ and biases that are calibrated for T steps; parallel neurons know all their char
 
 Reference: MMSE thresholds, Li et al., ICML 2021, arXiv:2106.06984; bursts, Wang et al., AAAI 2025, arXiv:2412.16219;
 parallel neurons, Hao et al., ICML 2025, arXiv:2412.13610; see the modules of the methods that it names in the plan.
-Departures: this is a choice among methods, made by measurement (docs/board.md), not a method of its own.
+Departures: this is a choice among methods, to be held against the board (docs/board.md), not a method of its own.
 """
 
 from __future__ import annotations
