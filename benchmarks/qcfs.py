@@ -77,7 +77,8 @@ class _Taught:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for x, _ in self._batches:
             with torch.no_grad():
-                yield x, self._teacher(x)
+                wanted = self._teacher(x)
+            yield x, wanted  # outside: a generator's no_grad would hold for its reader too
 
 
 def _divergence(outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
