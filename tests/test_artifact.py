@@ -40,7 +40,7 @@ def test_a_loaded_network_gives_bit_identical_outputs(name, tmp_path):
     assert again.graph.nodes == net.graph.nodes and again.graph.sites == net.graph.sites
     assert again.graph.inputs == net.graph.inputs and again.graph.outputs == net.graph.outputs
     assert again.plan.header() == net.plan.header()
-    assert (again.steps, again.start, again.engine, again.max_memory) == (6, 1, "dense", None)
+    assert (again.steps, again.start, again.engine, again.max_memory) == (6, 1, "auto", None)
 
 
 def test_a_new_process_without_the_models_class_loads_it_bit_identically(tmp_path):

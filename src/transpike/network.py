@@ -51,7 +51,7 @@ class SpikingNetwork(nn.Module):
         *,
         steps: int = 32,
         start: int = 0,
-        engine: str = "dense",
+        engine: str = "auto",
         max_memory: int | None = None,
     ) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def simulate(
     x: Any,
     steps: int = 32,
     *,
-    engine: str = "dense",
+    engine: str = "auto",
     max_memory: int | None = None,
     chunk: int | None = None,
     probe: Probe | None = None,
@@ -142,7 +142,7 @@ def simulate(
     Args:
         x: a tensor N ..., a tuple or dict of tensors for several inputs, or a pair (input, target).
         steps: time steps T.
-        engine: "dense".
+        engine: "auto", "dense" or "events", see `transpike.engines.executor.simulate`.
         max_memory: bytes that activations, state and results may take together, None: no limit.
         chunk: steps that go through the network at once; changes speed and memory, never a spike.
 
@@ -169,7 +169,7 @@ def simulate_until(
     *,
     start: int = 0,
     first: int = 1,
-    engine: str = "dense",
+    engine: str = "auto",
     max_memory: int | None = None,
     chunk: int = 1,
     probe: SampleProbe | None = None,

@@ -52,8 +52,8 @@ def _check_against_reference(model: nn.Module, x: torch.Tensor, steps: int, cap:
     graph = capture(model, x)
     plan = _dyadic_plan(graph, seed, cap, signed)
     wanted = reference.simulate(model, plan.sites, x, steps)
-    for chunk in (1, 3, steps):
-        run = simulate(graph, plan, [x], steps, chunk=chunk)
+    for chunk, engine in ((1, "dense"), (3, "dense"), (steps, "dense"), (1, "events"), (3, "events"), (steps, "auto")):
+        run = simulate(graph, plan, [x], steps, chunk=chunk, engine=engine)
         assert torch.equal(run.outputs.double(), wanted.outputs)
         for name, neurons in wanted.neurons.items():
             assert torch.equal(run.spikes[name].double(), neurons.spikes), name
@@ -460,7 +460,7 @@ def test_too_little_memory_is_refused_with_a_batch_size_that_fits():
 @pytest.mark.parametrize(
     ("x", "options", "error", "message"),
     [
-        (vectors(), {"engine": "warp"}, SpecError, "no engine 'warp': choose from dense"),
+        (vectors(), {"engine": "warp"}, SpecError, "no engine 'warp': choose from auto"),
         (vectors(), {"steps": 0}, DataError, "steps is 0"),
         (vectors(), {"steps": -3}, DataError, "steps is -3"),
         (vectors(), {"chunk": 0}, DataError, "chunk is 0"),

@@ -205,6 +205,6 @@ def test_no_steps_are_refused() -> None:
 
 def test_the_report_says_where_the_numbers_come_from() -> None:
     origin = report().origin
-    assert origin["method"] == "MaxNorm" and origin["engine"] == "dense" and len(origin["weights"]) == 64
+    assert origin["method"] == "MaxNorm" and origin["engine"] == "auto" and len(origin["weights"]) == 64
     assert {"python", "torch", "transpike"} <= set(origin["versions"])
     assert report().notes == network().plan.notes

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from transpike.engines.event_kernels import spikes
+from transpike.engines.events import Synapse, frames_of
 from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
@@ -67,6 +69,49 @@ class DensePopulation:
             spikes, drive = x.clone() if shares and not overwrite else x, None
         self._fire(spikes, drive, steps)
         return self._logical(spikes, current)
+
+    def receive(
+        self,
+        synapse: Synapse,
+        weights: tuple[np.ndarray, np.ndarray],
+        x: torch.Tensor,
+        other: torch.Tensor | None,
+        constant: bool,
+        steps: int,
+    ) -> torch.Tensor:
+        """Spikes times threshold for ``steps`` steps of events: what `advance` gives for the currents of ``synapse``.
+
+        Args:
+            x: what the synapse reads, steps x samples frames. weights: laid out by the synapse.
+            other: is added to the currents; of samples only if ``constant``.
+        """
+        out = torch.empty(steps * self._samples, self._site.units)
+        geometry, phases, patches, shape = synapse.tables
+        nothing = np.empty(0, np.float32)
+        with threads_for(out.numel()):
+            spikes(
+                frames_of(x),
+                weights[0],
+                weights[1],
+                nothing if other is None else frames_of(other),
+                0 if other is None else 1 if constant else 2,
+                out.view(-1).numpy(),
+                _numpy(self._v),
+                _numpy(self._sent),
+                _numpy(self._count),
+                _numpy(self._theta),
+                _numpy(self._worth),
+                _numpy(self._extra),
+                steps,
+                self._samples,
+                geometry,
+                phases,
+                patches,
+                shape,
+                np.float32(math.inf if self._params.cap is None else self._params.cap),
+                self._params.signed,
+            )
+        return synapse.logical(out, x.dim())
 
     def spikes(self) -> torch.Tensor:
         """Spikes of either sign so far. N *site"""

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
+from transpike.engines.events import Synapse
+from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples
-from transpike.errors import DataError, SpecError
+from transpike.engines.trace import Layer, Trace
+from transpike.errors import DataError
 from transpike.graph.batches import checked_inputs
-from transpike.graph.interpret import call, channels_last, interpret, overwritable
-from transpike.graph.interpret import frees as find_frees
+from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
-from transpike.graph.roles import HOMOGENEOUS, base_name
 from transpike.spiking.plan import Plan, SiteParams
 
 __all__ = ["ENGINES", "Probe", "Run", "bytes_per_sample", "simulate"]
@@ -46,8 +48,6 @@ class Population(Protocol):
 # a site, its numbers, samples, batch axis, a current of the kind to come, and what populations of one run share
 NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor, dict[Any, Any]], Population]
 
-ENGINES: Mapping[str, NewPopulation] = {"dense": DensePopulation}
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -59,6 +59,7 @@ class Run:
         spikes: by site, how many spikes (of either sign) each unit of each sample emitted. N *site
         net: by site, spikes less those taken back; equal to ``spikes`` for unsigned neurons. N *site
         membranes: by site, the final membrane potentials in activation units. N *site
+        trace: what ran where: time, density and engine of every layer.
     """
 
     steps: int
@@ -66,6 +67,7 @@ class Run:
     spikes: Mapping[str, torch.Tensor]
     net: Mapping[str, torch.Tensor]
     membranes: Mapping[str, torch.Tensor]
+    trace: Trace = field(default_factory=Trace)
 
     def readout(self, t: int | None = None, start: int = 0) -> Any:
         """The mean read-out over steps ``start + 1 .. t``, in the network's own output structure.
@@ -87,7 +89,7 @@ def simulate(
     inputs: Sequence[torch.Tensor],
     steps: int,
     *,
-    engine: str = "dense",
+    engine: str = "auto",
     max_memory: int | None = None,
     chunk: int | None = None,
     probe: Probe | None = None,
@@ -98,10 +100,12 @@ def simulate(
 
     Args:
         inputs: one tensor per input of the graph, batch first.
+        engine: "dense" computes every 0 too, "events" only what is not 0, wherever it has a kernel; "auto" takes for each
+            layer and chunk of steps what its density makes cheaper.
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
         chunk: time steps per chunk; chosen from the sizes if None.
         probe: sees what neurons and analog operations emit, chunk by chunk.
-        population: makes the neurons of a site in the place of ``engine``.
+        population: makes the neurons of a site; the engine is "dense" then.
         whole: all samples go through the network together, whatever the cache holds.
 
     Raises:
@@ -109,15 +113,14 @@ def simulate(
         SpecError: there is no such engine.
         MemoryBudgetError: ``max_memory`` is too small for even one step of one sample.
     """
-    if engine not in ENGINES:
-        raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    check_engine(engine)
     if steps < 1:
         raise DataError(f"steps is {steps}: simulate at least one step")
     if chunk is not None and chunk < 1:
         raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
-    program = Program.of(graph, plan)
+    program = Program.of(graph, plan, engine if population is None else "dense", inputs[0])
     samples = len(inputs[0])
     per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
     per_run = samples if whole else per_run
@@ -126,7 +129,7 @@ def simulate(
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            part = MicroBatch(program, some, first, population or ENGINES[engine], probe).run(steps, per_chunk)
+            part = MicroBatch(program, some, first, probe, population or DensePopulation).run(steps, per_chunk)
             if per_run >= samples:
                 return part
             result = _room(part, samples, axes) if result is None else result
@@ -136,57 +139,22 @@ def simulate(
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
-    """What can be known about running a graph before any data is there."""
-
-    graph: Graph
-    plan: Plan
-    params: Mapping[str, torch.Tensor]
-    sites: Mapping[str, Site]
-    own: set[str]  # results whose memory their only reader may reuse
-    averaged: set[str]  # what the combinator reads by its running mean: all that varies, but masks and indices
-    summed: set[str]  # analog operations that need sums only
-    batch_axes: Mapping[str, int]
-    prefix_frees: list[list[str]]
-    body_frees: list[list[str]]
-    shared: dict[Any, Any]  # filled by the populations of this run: numbers in memory order
-
-    @staticmethod
-    def of(graph: Graph, plan: Plan) -> Program:
-        outputs = set(tree_refs(graph.outputs))
-        for_body = outputs | {name for node in graph.body for name in node.refs()}
-        averaged = {node.name for node in graph.body if node.floating}
-        return Program(
-            graph,
-            plan,
-            {**graph.params, **plan.params},
-            {site.node: site for site in graph.sites},
-            overwritable(graph.body, graph.outputs),
-            averaged,
-            {node.name for node in graph.body if _works_on_sums(node, averaged)},
-            {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
-            find_frees(graph.prefix, for_body),
-            find_frees(graph.body, outputs),
-            {},
-        )
-
-
-def _works_on_sums(node: Node, averaged: set[str]) -> bool:
-    """Is ``f(c x) = c f(x)`` for all that it reads? A constant operand would have to grow with the sums."""
-    return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
-
-
 class MicroBatch:
     """Some samples on their way through time."""
 
     def __init__(
-        self, program: Program, inputs: Sequence[torch.Tensor], first: int, new_population: NewPopulation, probe: Probe | None
+        self,
+        program: Program,
+        inputs: Sequence[torch.Tensor],
+        first: int,
+        probe: Probe | None,
+        new_population: NewPopulation = DensePopulation,
     ) -> None:
         self._program, self._first_sample, self._new, self._probe = program, first, new_population, probe
         self._samples, self._device = len(inputs[0]), inputs[0].device
         self._populations: dict[str, Population] = {}
         self._averages: dict[str, RunningMean] = {}
+        self._trace = Trace()
         self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
         self._constants: dict[str, Any] = dict(program.params)
         for value, x in zip(program.graph.inputs, inputs, strict=True):
@@ -214,6 +182,7 @@ class MicroBatch:
             {sites[node]: p.spikes() for node, p in self._populations.items()},
             {sites[node]: p.net() for node, p in self._populations.items()},
             {sites[node]: p.membrane() for node, p in self._populations.items()},
+            self._trace,
         )
 
     def advance(self, done: int, steps: int) -> dict[str, torch.Tensor]:
@@ -221,7 +190,7 @@ class MicroBatch:
         self._done, self._steps = done, steps
         graph = self._program.graph
         env = _ChunkValues(self._constants, self._program.batch_axes, steps)
-        interpret(graph.body, env, self._handle, self._program.body_frees)
+        interpret(self._program.body, env, self._handle, self._program.body_frees)
         return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
 
     def keep(self, kept: torch.Tensor) -> None:
@@ -237,7 +206,11 @@ class MicroBatch:
         self._samples = len(kept)
 
     def _handle(self, node: Node, env: Mapping[str, Any]) -> Any:
-        if node.role is Role.NEURON:
+        if node.name in self._program.joined:
+            result = self._receive(node, env)
+        elif node.name in self._program.synapses:
+            return self._send(node, env)
+        elif node.role is Role.NEURON:
             result = self._fire(node, env)
         elif node.role is Role.ANALOG:
             result = self._differential(node, env)
@@ -253,11 +226,60 @@ class MicroBatch:
         assert axis is not None, "neurons have a batch axis (checked at capture)"
         constant = source in self._constants  # direct encoding: the same current at every step, not repeated
         current = self._constants[source] if constant else env[source]
+        return self._population(node, site, axis, current).advance(
+            current, self._steps, constant=constant, overwrite=source in self._program.own
+        )
+
+    def _population(self, node: Node, site: Site, axis: int, like: torch.Tensor) -> Population:
         population = self._populations.get(node.name)
         if population is None:
-            population = self._new(site, self._program.plan.sites[site.name], self._samples, axis, current, self._program.shared)
+            population = self._new(site, self._program.plan.sites[site.name], self._samples, axis, like, self._program.shared)
             self._populations[node.name] = population
-        return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
+        return population
+
+    def _send(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+        """The currents of a synapse, by events if they are cheaper."""
+        program, x = self._program, env[node.args[0].name]
+        synapse, frames = program.synapses[node.name], self._steps * self._samples
+        with self._trace.timed(node.name, synapse.macs, frames) as layer:
+            if self._by_events(synapse, x, layer):
+                return synapse.currents(x, self._weights(synapse))
+            return call(node, env, frames, self._device)
+
+    def _receive(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+        """What neurons emit that have taken their synapse over."""
+        program, joined = self._program, self._program.joined[node.name]
+        synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
+        x, frames = env[joined.synapse.args[0].name], self._steps * self._samples
+        constant = joined.other in self._constants
+        other = None if joined.other is None else self._constants[joined.other] if constant else env[joined.other]
+        with self._trace.timed(node.name, synapse.macs, frames) as layer:
+            if self._by_events(synapse, x, layer):
+                like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
+                neurons = self._population(node, site, 0, like)
+                assert isinstance(neurons, DensePopulation)
+                return neurons.receive(synapse, self._weights(synapse), x, other, constant, self._steps)
+            current = call(joined.synapse, env, frames, self._device)
+            if joined.other is not None:
+                current = current.add_(env[joined.other])
+            return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
+
+    def _by_events(self, synapse: Synapse, x: torch.Tensor, layer: Layer) -> bool:
+        """Look at some frames, spread over the chunk, and take what costs less."""
+        if self._program.engine == "auto":
+            some = x[:: max(1, len(x) // _LOOKED)]
+            found = int(torch.count_nonzero(some))
+            layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + some.numel()
+            if synapse.event_cost(found / some.numel()) > synapse.dense_cost():
+                return False
+        layer.events += len(x)
+        return True
+
+    def _weights(self, synapse: Synapse) -> tuple[np.ndarray, np.ndarray]:
+        key = (synapse.weight, synapse)
+        if key not in self._program.shared:
+            self._program.shared[key] = synapse.layout(self._program.params)
+        return self._program.shared[key]
 
     def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
         average = self._averages.setdefault(node.name, RunningMean(node.name in self._program.summed))
@@ -305,6 +327,9 @@ class _ChunkValues(dict[str, Any]):
         return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
 
 
+_LOOKED = 8  # frames of a chunk whose density is measured
+
+
 def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
     """An empty run of ``samples`` samples for parts like ``part``; ``axes`` are the batch axes of the outputs."""
 
@@ -316,11 +341,12 @@ def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
     spikes = {name: wider(x) for name, x in part.spikes.items()}
     net = {n: spikes[n] if x.data_ptr() == part.spikes[n].data_ptr() else wider(x) for n, x in part.net.items()}
     membranes = {name: wider(x) for name, x in part.membranes.items()}
-    return Run(part.steps, map_tree(lambda _: next(rooms), part.outputs), spikes, net, membranes)
+    return Run(part.steps, map_tree(lambda _: next(rooms), part.outputs), spikes, net, membranes)  # its trace is filled in
 
 
 def _place(part: Run, whole: Run, first: int, samples: int, axes: Sequence[int]) -> None:
     """Copy ``part``, whose first sample is the run's sample ``first``, to its place."""
+    whole.trace.add(part.trace)
     for x, room, axis in zip(_leaves(part.outputs), _leaves(whole.outputs), axes, strict=True):
         rows = room.shape[axis] // samples * first
         room.narrow(axis, rows, x.shape[axis]).copy_(x)

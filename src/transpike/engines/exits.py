@@ -14,9 +14,10 @@ import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import chunking
-from transpike.engines.executor import ENGINES, MicroBatch, Program
+from transpike.engines.executor import MicroBatch
+from transpike.engines.program import Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples, rows_of
-from transpike.errors import DataError, PlanError, SpecError
+from transpike.errors import DataError, PlanError
 from transpike.graph.batches import checked_inputs
 from transpike.graph.ir import Graph, Node, map_tree
 from transpike.spiking.plan import Plan
@@ -61,7 +62,7 @@ def simulate_until(
     start: int = 0,
     first: int = 1,
     chunk: int = 1,
-    engine: str = "dense",
+    engine: str = "auto",
     max_memory: int | None = None,
     probe: SampleProbe | None = None,
 ) -> ExitRun:
@@ -80,8 +81,7 @@ def simulate_until(
         PlanError: parallel neurons, which fire after all steps. DataError: as for `simulate`, or a wrong ``start``.
         SpecError: there is no such engine. MemoryBudgetError: ``max_memory`` is too small.
     """
-    if engine not in ENGINES:
-        raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    check_engine(engine)
     if not 0 <= start < steps:
         raise DataError(f"no exit from {steps} steps with a read-out over steps {start + 1}..t: start is from 0 to below steps")
     if chunk < 1:
@@ -94,7 +94,7 @@ def simulate_until(
         )
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
-    program, samples = Program.of(graph, plan), len(inputs[0])
+    program, samples = Program.of(graph, plan, engine, inputs[0]), len(inputs[0])
     first = max(first, start + 1)
     together = max(chunk, min(first, _TOGETHER))
     together, per_run = chunking(graph, plan, samples, steps, together, max_memory, inputs[0].element_size())
@@ -104,7 +104,7 @@ def simulate_until(
     with torch.no_grad():
         for low in range(0, samples, per_run):
             some = [x[low : low + per_run] for x in inputs]
-            _Cohort(program, some, low, engine, probe).run(clock, leave, result)
+            _Cohort(program, some, low, probe).run(clock, leave, result)
     return ExitRun(steps, result.exits, map_tree(lambda leaf: result.means[leaf.name], graph.outputs), result.computed)
 
 
@@ -148,14 +148,12 @@ class _Result:
 class _Cohort:
     """Samples that start together; ``ids`` are those still there."""
 
-    def __init__(
-        self, program: Program, inputs: Sequence[torch.Tensor], first: int, engine: str, probe: SampleProbe | None
-    ) -> None:
+    def __init__(self, program: Program, inputs: Sequence[torch.Tensor], first: int, probe: SampleProbe | None) -> None:
         self.ids = torch.arange(first, first + len(inputs[0]))
         self._program = program
         self._totals: dict[str, torch.Tensor] = {}  # of the read-out, float64
         look = None if probe is None else lambda node, emitted, done, _: probe(node, emitted, done, self.ids)
-        self._micro = MicroBatch(program, inputs, first, ENGINES[engine], look)
+        self._micro = MicroBatch(program, inputs, first, look)
 
     def run(self, clock: _Clock, leave: Leave, result: _Result) -> None:
         done = 0

@@ -51,7 +51,7 @@ def evaluate(
     *,
     task: Task | None = None,
     starts: Sequence[int] = (),
-    engine: str = "dense",
+    engine: str = "auto",
     max_memory: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Report:

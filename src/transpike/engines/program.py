@@ -1,0 +1,152 @@
+"""What can be known about running a graph before any data is there.
+
+Where the event engine may run, a neuron layer takes the synapse before it (and the residual sum between them) into one
+step of the program, `Joined`: events scatter into the membranes, and the neurons fire from the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from transpike.engines.events import Synapse
+from transpike.errors import SpecError
+from transpike.graph.interpret import frees, overwritable
+from transpike.graph.ir import Graph, Node, Ref, Role, Site, tree_refs
+from transpike.graph.roles import HOMOGENEOUS, SYNAPSES, base_name
+from transpike.spiking.plan import NeuronKind, Plan
+
+__all__ = ["ENGINES", "Joined", "Program", "check_engine"]
+
+ENGINES = ("auto", "dense", "events")
+
+
+def check_engine(engine: str) -> None:
+    """Raises `SpecError` if no engine is called so."""
+    if engine not in ENGINES:
+        raise SpecError(f"there is no engine {engine!r}: choose from {', '.join(ENGINES)}")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A neuron layer with what its current comes from: a synapse, and perhaps something that is added to it."""
+
+    synapse: Node
+    other: str | None
+    sum: Node | None
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A graph and a plan, ready to be walked.
+
+    Args:
+        body: what runs at every step, in order.
+        synapses: what the event engine may run, by node name. joined: neuron layers that begin with one, by node name.
+        own: results whose memory their only reader may reuse.
+        averaged: what the combinator reads by its running mean: all that varies, but masks and indices.
+        summed: analog operations that need sums only.
+        shared: filled while it runs: numbers in memory order.
+    """
+
+    graph: Graph
+    plan: Plan
+    engine: str
+    body: tuple[Node, ...]
+    synapses: Mapping[str, Synapse]
+    joined: Mapping[str, Joined]
+    params: Mapping[str, torch.Tensor]
+    sites: Mapping[str, Site]
+    own: set[str]
+    averaged: set[str]
+    summed: set[str]
+    batch_axes: Mapping[str, int]
+    prefix_frees: list[list[str]]
+    body_frees: list[list[str]]
+    shared: dict[Any, Any]
+
+    @staticmethod
+    def of(graph: Graph, plan: Plan, engine: str, like: torch.Tensor) -> Program:
+        """The program for inputs like ``like``: events run on the CPU, in single precision."""
+        outputs = set(tree_refs(graph.outputs))
+        body, synapses, joined = graph.body, {}, {}
+        if engine != "dense" and like.device.type == "cpu" and like.dtype == torch.float32:
+            linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
+            found = {node.name: Synapse.of(node, graph) for node in linear}
+            synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
+            joined = _joined(graph, plan, synapses)
+            body = _shortened(graph.body, joined)
+        for_body = outputs | {name for node in body for name in node.refs()}
+        averaged = {node.name for node in graph.body if node.floating}
+        return Program(
+            graph,
+            plan,
+            engine,
+            body,
+            synapses,
+            joined,
+            {**graph.params, **plan.params},
+            {site.node: site for site in graph.sites},
+            overwritable(graph.body, graph.outputs),
+            averaged,
+            {node.name for node in graph.body if _works_on_sums(node, averaged)},
+            {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
+            frees(graph.prefix, for_body),
+            frees(body, outputs),
+            {},
+        )
+
+
+def _works_on_sums(node: Node, averaged: set[str]) -> bool:
+    """Is ``f(c x) = c f(x)`` for all that it reads? A constant operand would have to grow with the sums."""
+    return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
+
+
+def _joined(graph: Graph, plan: Plan, synapses: Mapping[str, Synapse]) -> dict[str, Joined]:
+    """Neuron layers whose current is a synapse's result, or a sum with one, that nothing else reads."""
+    nodes = {node.name: node for node in graph.nodes}
+    own = overwritable(graph.body, graph.outputs)
+    found: dict[str, Joined] = {}
+    taken: set[str] = set()
+    for site in graph.sites:
+        neuron = nodes[site.node]
+        source = nodes.get(neuron.args[0].name)
+        steady = plan.sites[site.name].kind is NeuronKind.INTEGRATE_AND_FIRE
+        if not steady or neuron.batch_axis != 0 or neuron.batch_times != 1 or source is None or source.name not in own:
+            continue
+        if source.name in synapses and _fits(synapses[source.name], site, source):
+            found[neuron.name] = Joined(source, None, None)
+        elif source.op == "aten.add.Tensor" and not source.kwargs and all(isinstance(arg, Ref) for arg in source.args):
+            names = [arg.name for arg in source.args]
+            for name, other in (names, names[::-1]):
+                beside = nodes.get(other)
+                same = beside is not None and beside.batch_axis == 0 and beside.shape == source.shape
+                if same and name in own and name in synapses and name not in taken and _fits(synapses[name], site, nodes[name]):
+                    found[neuron.name] = Joined(nodes[name], other, source)
+                    break
+        if neuron.name in found:
+            taken.add(found[neuron.name].synapse.name)
+    return found
+
+
+def _fits(synapse: Synapse, site: Site, node: Node) -> bool:
+    """Do the neurons lie in memory as the synapse's result does: with the channels innermost?"""
+    dims = len(node.shape or ())
+    return dims in (2, 4) and synapse.out_height * synapse.out_width * synapse.out_channels == site.units
+
+
+def _shortened(body: tuple[Node, ...], joined: Mapping[str, Joined]) -> tuple[Node, ...]:
+    """The body without what neurons have taken over; they read what it read."""
+    gone = {node.name for found in joined.values() for node in (found.synapse, found.sum) if node is not None}
+    kept = []
+    for node in body:
+        if node.name in joined:
+            found = joined[node.name]
+            more = () if found.other is None else (Ref(found.other),)
+            kept.append(replace(node, args=(*found.synapse.args, *more)))
+        elif node.name not in gone:
+            kept.append(node)
+    return tuple(kept)
