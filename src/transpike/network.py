@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from transpike.engines import executor, exits
+from transpike.engines import counts, executor, exits
 from transpike.engines.executor import Probe, Run
 from transpike.engines.exits import ExitRun, Leave, SampleProbe
-from transpike.errors import DataError
+from transpike.errors import DataError, SpecError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
 from transpike.graph.ir import Graph
@@ -78,7 +78,9 @@ class SpikingNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The mean read-out over steps ``start + 1 .. steps``."""
         x = kwargs or (args[0] if len(args) == 1 else args)
-        return simulate(self, x, self.steps, engine=self.engine, max_memory=self.max_memory).readout(start=self.start)
+        at_once = self.engine == "auto" and not self.start and counts.counts_serve(self._graph, self._plan)
+        engine = "counts" if at_once else self.engine
+        return simulate(self, x, self.steps, engine=engine, max_memory=self.max_memory).readout(start=self.start)
 
     def save(self, path: Path | str) -> Path:
         """Write everything to one file that needs neither pickle nor the original class, see `transpike.load`.
@@ -135,6 +137,7 @@ def simulate(
     engine: str = "auto",
     max_memory: int | None = None,
     chunk: int | None = None,
+    at: Sequence[int] | None = None,
     probe: Probe | None = None,
 ) -> Run:
     """Run the network for ``steps`` time steps on a batch; the input is presented unchanged at every step.
@@ -142,7 +145,9 @@ def simulate(
     Args:
         x: a tensor N ..., a tuple or dict of tensors for several inputs, or a pair (input, target).
         steps: time steps T.
-        engine: "auto", "dense" or "events", see `transpike.engines.executor.simulate`.
+        engine: "auto", "dense" or "events", see `transpike.engines.executor.simulate`; "counts": parallel neurons, and
+            signed ones without a cap, in one pass of the network for each number of steps in ``at``.
+        at: "counts" only: the numbers of steps to read out after, ``steps`` alone if None.
         max_memory: bytes that activations, state and results may take together, None: no limit.
         chunk: steps that go through the network at once; changes speed and memory, never a spike.
 
@@ -158,6 +163,12 @@ def simulate(
         >>> run.readout(32).argmax(1), run.readout(32, start=16), run.spikes["relu#1"]  # doctest: +SKIP
     """
     inputs = _inputs(net, x)
+    if engine == "counts":
+        if chunk is not None or probe is not None:
+            raise SpecError("engine='counts' goes through the network without a clock: chunk and probe are for the others")
+        return counts.simulate_counts(net.graph, net.plan, inputs, (steps,) if at is None else at, max_memory=max_memory)
+    if at is not None:
+        raise SpecError(f"at={list(at)} is for engine='counts': engine={engine!r} gives the read-out of every step")
     return executor.simulate(net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe)
 
 

@@ -10,7 +10,7 @@ import torch
 import transpike
 from models import batch_of, captured, dyadic, eighths, make
 from transpike.engines.counts import counts_serve, in_counts
-from transpike.errors import SpecError
+from transpike.errors import DataError, SpecError
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Site
 from transpike.spiking.plan import NeuronKind, Plan, SiteParams
@@ -81,3 +81,48 @@ def test_integrate_and_fire_is_not_what_counts_give() -> None:
     first, *_, last = plan.sites
     assert torch.equal(ordinary.spikes[first], parallel.spikes[first])
     assert not torch.equal(ordinary.spikes[last], parallel.spikes[last])
+
+
+@pytest.mark.parametrize("name", ["fire", "deep_pool"])
+@pytest.mark.parametrize("options", [{"kind": NeuronKind.PARALLEL}, {"cap": None, "signed": True}])
+def test_the_engine_gives_what_frames_give_at_the_steps_asked_for(name: str, options: dict[str, object]) -> None:
+    graph = capture(dyadic(make(name)), batch_of(name, 2))
+    net = transpike.build(graph, dyadic_plan(graph, **options))
+    x = eighths(3, *graph.inputs[0].shape)
+    run = transpike.simulate(net, x, engine="counts", at=[8, 1, 4])
+    assert run.steps == 8 and len(run.outputs) == 3
+    for t in (1, 4, 8):
+        frames = transpike.simulate(net, x, t, engine="dense")
+        torch.testing.assert_close(run.readout(t), frames.readout(), rtol=0, atol=1e-5)
+    for site in run.net:
+        assert torch.equal(run.net[site], frames.net[site])
+        torch.testing.assert_close(run.membranes[site], frames.membranes[site], rtol=0, atol=1e-4)
+    net.steps = 4  # calling the network takes the short way
+    torch.testing.assert_close(net(x), run.readout(4), rtol=0, atol=0)
+
+
+def test_a_batch_in_parts_is_a_batch() -> None:
+    graph = captured("fire")
+    net = transpike.build(graph, dyadic_plan(graph, kind=NeuronKind.PARALLEL))
+    x = eighths(5, *graph.inputs[0].shape)
+    whole = transpike.simulate(net, x, 8, engine="counts")
+    parts = transpike.simulate(net, x, 8, engine="counts", max_memory=400_000)
+    torch.testing.assert_close(whole.readout(), parts.readout())
+    assert all(len(n) == 5 for n in parts.spikes.values())
+
+
+def test_what_the_count_engine_cannot_do_is_said() -> None:
+    graph = captured("residual")
+    x = eighths(1, *graph.inputs[0].shape)
+    net = transpike.build(graph, dyadic_plan(graph, kind=NeuronKind.PARALLEL))
+    run = transpike.simulate(net, x, 8, engine="counts")
+    with pytest.raises(DataError, match="ask for others with at="):
+        run.readout(4)
+    with pytest.raises(DataError, match="ask for others with at="):
+        run.readout(8, start=2)
+    with pytest.raises(DataError, match="at least one step"):
+        transpike.simulate(net, x, engine="counts", at=[0, 4])
+    with pytest.raises(SpecError, match="without a clock"):
+        transpike.simulate(net, x, engine="counts", chunk=2)
+    with pytest.raises(SpecError, match="is for engine='counts'"):
+        transpike.simulate(net, x, at=[4])

@@ -10,17 +10,51 @@ the mean of any other operation's output the function of the means.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from transpike.errors import SpecError
+from transpike.engines.allocator import keep_freed_memory
+from transpike.engines.budget import chunking
+from transpike.engines.executor import Run
+from transpike.engines.samples import empty_like
+from transpike.errors import DataError, SpecError
+from transpike.graph.batches import checked_inputs
 from transpike.graph.interpret import forward
-from transpike.graph.ir import Graph, Role, Site
+from transpike.graph.ir import Graph, Role, Site, map_tree
 from transpike.spiking.neurons import parallel_count
 from transpike.spiking.plan import NeuronKind, Plan, SiteParams, expand
 
-__all__ = ["count", "counts_serve", "in_counts"]
+__all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
+
+
+@dataclass(frozen=True, eq=False)
+class CountRun(Run):
+    """What passes in count space gave. ``outputs`` are mean read-outs, one row for each number of steps in ``at``.
+
+    ``spikes`` and ``net`` are both the counts after the last of them: what a signed neuron sent too early and took back
+    does not show.
+
+    Args:
+        at: the numbers of steps that were asked for, rising.
+    """
+
+    at: tuple[int, ...] = ()
+
+    def readout(self, t: int | None = None, start: int = 0) -> Any:
+        """The mean read-out after ``t`` steps, one of `at`.
+
+        Raises:
+            DataError: ``t`` was not asked for, or some steps are to be left out.
+        """
+        t = self.at[-1] if t is None else t
+        if t not in self.at or start:
+            raise DataError(
+                f"no read-out over steps {start + 1}..{t}: in count space there are those from the first step to "
+                f"{', '.join(map(str, self.at))}; ask for others with at=, or simulate with engine='dense'"
+            )
+        return map_tree(lambda y: y[self.at.index(t)], self.outputs)
 
 
 def counts_serve(graph: Graph, plan: Plan) -> bool:
@@ -32,7 +66,7 @@ def counts_serve(graph: Graph, plan: Plan) -> bool:
 def count(site: Site, params: SiteParams, mean: torch.Tensor, steps: int) -> torch.Tensor:
     """Spikes of all ``steps`` steps for the mean current ``mean`` (N *site)."""
     v_init, current, threshold = (expand(x, site) for x in (params.v_init, params.current, params.threshold))
-    return parallel_count((mean + current) * steps, v_init, threshold, steps, params.cap)
+    return parallel_count((mean + current).mul_(steps), v_init, threshold, steps, params.cap)
 
 
 def in_counts(
@@ -58,6 +92,56 @@ def in_counts(
         n = count(site, params, z, steps)
         if look is not None:
             look(site, z, n)
-        return n * (expand(params.worth, site) / steps)
+            n = n.clone()
+        return n.mul_(expand(params.worth, site) / steps)
 
     return forward(graph.with_params({**graph.params, **plan.params}), inputs, at_site)
+
+
+def simulate_counts(
+    graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], at: Sequence[int], *, max_memory: int | None = None
+) -> CountRun:
+    """The read-out after each number of steps in ``at``, one pass of the network for each.
+
+    Parallel neurons are those of a conversion for that many steps; signed neurons without a cap stand after that many.
+
+    Args:
+        inputs: one tensor per input of the graph, batch first.
+        max_memory: bytes that a pass may take; None: what stays in cache.
+
+    Raises:
+        SpecError: a neuron whose count depends on when its charge arrives.
+        DataError: no steps, or inputs that do not fit.
+        MemoryBudgetError: ``max_memory`` is too small.
+    """
+    if not at or min(at) < 1:
+        raise DataError(f"steps are {list(at)}: ask for the read-out after at least one step")
+    keep_freed_memory()
+    times = tuple(sorted(set(at)))
+    inputs = checked_inputs(graph, inputs)
+    samples = len(inputs[0])
+    _, per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size())
+    counts: dict[str, torch.Tensor] = {}
+    membranes: dict[str, torch.Tensor] = {}
+    leaves: list[list[torch.Tensor]] = [[] for _ in times]
+    for first in range(0, samples, per_pass):
+        some = [x[first : first + per_pass] for x in inputs]
+
+        def keep(site: Site, mean: torch.Tensor, n: torch.Tensor, first: int = first) -> None:
+            params = plan.sites[site.name]
+            theta, v_init, current = (expand(x, site) for x in (params.threshold, params.v_init, params.current))
+            left = (mean + current).mul_(times[-1]).add_(v_init).sub_(theta * n)
+            for room, x in ((counts, n), (membranes, left)):
+                if site.name not in room:
+                    room[site.name] = empty_like(x, 0, samples)
+                room[site.name][first : first + len(x)] = x
+
+        for k, t in enumerate(times):
+            read = in_counts(graph, plan, some, t, keep if t == times[-1] else None)
+            collected: list[torch.Tensor] = []
+            map_tree(collected.append, read)
+            leaves[k].extend(collected)
+    width = len(leaves[0]) // -(-samples // per_pass)
+    rows = [torch.stack([torch.cat(found[i::width]) for found in leaves]) for i in range(width)]
+    numbers = iter(rows)
+    return CountRun(times[-1], map_tree(lambda _: next(numbers), graph.outputs), counts, counts, membranes, at=times)

@@ -63,8 +63,8 @@ def parallel_count(
         v_init: initial potential ``v(0)``. threshold: > 0. Both broadcast against ``total``.
         cap: most spikes ``B`` in one step, None for no limit.
     """
-    n = torch.floor((total + v_init) / threshold).clamp_(min=0)
-    return n if cap is None else n.clamp_(max=cap * steps)
+    n = (total + v_init).div_(threshold).floor_()
+    return n.clamp_(min=0, max=None if cap is None else cap * steps)
 
 
 def parallel(count: torch.Tensor, steps: int, cap: int | None = 1, late: bool = False) -> torch.Tensor:
