@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHECKED := src tests benchmarks examples
 
-.PHONY: setup demo test check bench bench-accuracy format clean
+.PHONY: setup demo test check bench bench-accuracy bench-speed format clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ bench: $(READY)
 bench-accuracy: $(READY)
 	$(BIN)/python -m benchmarks.board
 	$(BIN)/python -m benchmarks.pages
+
+bench-speed: $(READY)
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.engines
 
 format: $(READY)
 	$(BIN)/ruff format $(CHECKED)
