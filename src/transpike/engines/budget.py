@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from transpike.errors import MemoryBudgetError
 from transpike.graph.interpret import frees
 from transpike.graph.ir import Graph, Node, Role, tree_refs
@@ -13,7 +15,7 @@ from transpike.spiking.plan import Plan
 
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
 
-_CACHE_BYTES = 4 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
+_CACHE_BYTES = 16 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ def chunking(
     if whole:
         chunk = steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
-    frames = max(1, _CACHE_BYTES // max(largest, 1))
+    together = min(samples, torch.get_num_threads())  # a thread works on a sample
+    frames = max(together, _CACHE_BYTES // max(largest, 1))
     if max_memory is None:
-        per_chunk = min(steps, frames) if chunk is None else min(steps, chunk)
+        per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
         return per_chunk, max(1, min(samples, frames // per_chunk))
     needs = _Needs.of(graph, plan, steps, itemsize)
     free = max_memory - needs.fixed - samples * needs.result
@@ -90,7 +93,7 @@ def chunking(
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )
     fitting = (free - needs.state) // max(1, needs.frame)
-    per_chunk = min(steps, frames, fitting) if chunk is None else min(steps, chunk, fitting)
+    per_chunk = min(steps, max(1, frames // together), fitting) if chunk is None else min(steps, chunk, fitting)
     if whole and per_chunk < steps:
         raise MemoryBudgetError(
             f"{graph.name}: its neurons need all {steps} steps at once, "

@@ -76,18 +76,21 @@ class DensePopulation:
         weights: tuple[np.ndarray, np.ndarray],
         x: torch.Tensor,
         other: torch.Tensor | None,
-        constant: bool,
         steps: int,
+        *,
+        constant: bool,
     ) -> torch.Tensor:
         """Spikes times threshold for ``steps`` steps of events: what `advance` gives for the currents of ``synapse``.
 
         Args:
-            x: what the synapse reads, steps x samples frames. weights: laid out by the synapse.
+            x: what the synapse reads, steps x samples frames.
+            weights: laid out by the synapse.
             other: is added to the currents; of samples only if ``constant``.
         """
         out = torch.empty(steps * self._samples, self._site.units)
         geometry, phases, patches, shape = synapse.tables
         nothing = np.empty(0, np.float32)
+        cap = np.float32(math.inf if self._params.cap is None else self._params.cap)
         with threads_for(out.numel()):
             spikes(
                 frames_of(x),
@@ -108,7 +111,7 @@ class DensePopulation:
                 phases,
                 patches,
                 shape,
-                np.float32(math.inf if self._params.cap is None else self._params.cap),
+                cap,
                 self._params.signed,
             )
         return synapse.logical(out, x.dim())

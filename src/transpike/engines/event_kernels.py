@@ -28,7 +28,7 @@ _WIDE = (6, 3, 2, 1)  # vectors of one row of the rectangle, with three rows at 
 _NARROW = (16, 8, 4, 2, 1)  # with one row at once
 
 
-def _rectangle(builder, memory, first, pitch, weights, row, row_pitch, width, index, value, count, rows, widths):
+def _rectangle(builder, memory, first, pitch, weights, row, row_pitch, width, index, value, events, rows, widths):
     """``memory[first + r pitch + i] += sum_k value[k] weights[row + r row_pitch + index[k] width + i]``, r < rows, i < width."""
     column = vec.number(0)
     for size in widths:
@@ -53,7 +53,7 @@ def _rectangle(builder, memory, first, pitch, weights, row, row_pitch, width, in
                 return changed
 
             sums = [vec.load(builder, memory, place) for place in places]
-            _, sums = vec.count_loop(builder, vec.number(0), count, 1, sums, add_event)
+            _, sums = vec.count_loop(builder, *events, 1, sums, add_event)
             for total, place in zip(sums, places, strict=True):
                 vec.store(builder, total, memory, place)
             return []
@@ -62,23 +62,24 @@ def _rectangle(builder, memory, first, pitch, weights, row, row_pitch, width, in
 
 
 @intrinsic
-def _scatter(typingctx, memory, first, pitch, rows, weights, row, row_pitch, width, index, value, count):
+def _scatter(typingctx, memory, first, pitch, rows, weights, row, row_pitch, width, index, value, begin, end):
     """Add the weights of all events of a pixel to the rectangle that begins at ``memory[first]``; see `_rectangle`."""
     size = types.intp
-    signature = types.void(memory, size, size, size, weights, size, size, size, index, value, size)
+    signature = types.void(memory, size, size, size, weights, size, size, size, index, value, size, size)
 
     def codegen(context, builder, signature, arguments):
         kinds = signature.args
         start, table, numbers, values = (vec.pointer(context, builder, kinds[i], arguments[i]) for i in (0, 4, 8, 9))
-        _, first, pitch, rows, _, row, row_pitch, width, _, _, count = arguments
+        _, first, pitch, rows, _, row, row_pitch, width, _, _, begin, end = arguments
+        events = (begin, end)
         with builder.if_else(builder.icmp_signed("==", rows, vec.number(3))) as (three, others):
             with three:
-                _rectangle(builder, start, first, pitch, table, row, row_pitch, width, numbers, values, count, 3, _WIDE)
+                _rectangle(builder, start, first, pitch, table, row, row_pitch, width, numbers, values, events, 3, _WIDE)
             with others:
 
                 def one_row(r, _):
                     place, line = builder.add(first, builder.mul(pitch, r)), builder.add(row, builder.mul(row_pitch, r))
-                    _rectangle(builder, start, place, pitch, table, line, row_pitch, width, numbers, values, count, 1, _NARROW)
+                    _rectangle(builder, start, place, pitch, table, line, row_pitch, width, numbers, values, events, 1, _NARROW)
                     return []
 
                 vec.count_loop(builder, vec.number(0), rows, 1, [], one_row)
@@ -88,14 +89,14 @@ def _scatter(typingctx, memory, first, pitch, rows, weights, row, row_pitch, wid
 
 
 @intrinsic
-def _pack(typingctx, x, first, size, index, value):
+def _pack(typingctx, x, first, size, index, value, place):
     """`_events` of whole vectors only: ``size`` rounded down."""
-    signature = types.intp(x, types.intp, types.intp, index, value)
+    signature = types.intp(x, types.intp, types.intp, index, value, types.intp)
 
     def codegen(context, builder, signature, arguments):
         kinds = signature.args
         start, numbers, values = (vec.pointer(context, builder, kinds[i], arguments[i]) for i in (0, 3, 4))
-        _, first, size, _, _ = arguments
+        _, first, size, _, _, place = arguments
 
         def block(i, carried):
             loaded = vec.load(builder, start, builder.add(first, i))
@@ -105,16 +106,19 @@ def _pack(typingctx, x, first, size, index, value):
             vec.store(builder, indices, numbers, carried[0])
             return [builder.add(carried[0], found)]
 
-        _, (count,) = vec.count_loop(builder, vec.number(0), size, vec.LANES, [vec.number(0)], block)
+        _, (count,) = vec.count_loop(builder, vec.number(0), size, vec.LANES, [place], block)
         return count
 
     return signature, codegen
 
 
 @njit(nogil=True, error_model="numpy")
-def _events(x, first, size, index, value):
-    """Positions (from ``first``) and values of what is not 0 among ``x[first : first + size]``; returns how many there are."""
-    count = _pack(x, first, size, index, value)
+def _events(x, first, size, index, value, place):
+    """Positions (from ``first``) and values of what is not 0 among ``x[first : first + size]`` into the lists from ``place`` on.
+
+    Returns where they end.
+    """
+    count = _pack(x, first, size, index, value, place)
     for i in range(size - size % _LANES, size):
         if x[first + i] != 0:
             index[count], value[count] = i, x[first + i]
@@ -216,47 +220,62 @@ def _fire(x, at, other, there, added, out, to, v, sent, count, unit, theta, wort
 
 
 @njit(nogil=True, error_model="numpy")
-def _frame(x, first, geometry, phases, patches, weights, block, memory, index, value):
+def _line(geometry):
+    """The most events of a line of pixels, and what vectors write behind them."""
+    return geometry[1] * geometry[2] + _SLACK
+
+
+@njit(nogil=True, error_model="numpy")
+def _aligned(size):
+    """Room for numbers that begins with a cache line: a vector on two lines takes twice as long."""
+    room = np.empty(size + _LANES, np.float32)
+    ahead = (-room.ctypes.data % (4 * _LANES)) // 4
+    return room[ahead : ahead + size]
+
+
+@njit(nogil=True, error_model="numpy")
+def _frame(x, first, geometry, phases, patches, weights, block, memory, index, value, begins):
     """Add what one frame of the input (NHWC, from ``x[first]`` on) sends to the output channels of ``block``.
 
-    See `transpike.engines.events.Synapse` for ``geometry``, ``phases`` and ``patches``.
+    See `transpike.engines.events.Synapse` for ``geometry``, ``phases`` and ``patches``. Neighbouring pixels share outputs:
+    one that follows the other at once would wait for its stores, so every third comes first (with a kernel of width three).
     """
     height, width, channels, groups = geometry[0], geometry[1], geometry[2], geometry[3]
     stride_y, stride_x, pad_y, pad_x, pitch, pixel = geometry[4], geometry[5], geometry[6], geometry[7], geometry[8], geometry[9]
-    own = channels // groups
-    oy, phase_y = pad_y // stride_y, pad_y % stride_y  # counted on instead of divided anew: a division costs as much as a pixel
-    first_ox, first_phase = pad_x // stride_x, pad_x % stride_x
-    alone = (
-        len(patches) == 2 and len(phases) == 2 and groups == 1
-    )  # one rectangle, the same for every pixel (and the row of 0s behind it)
+    own, apart = channels // groups, geometry[12] * stride_x
+    alone = len(patches) == 2 and len(phases) == 2 and groups == 1  # one rectangle for all (and the row of 0s behind it)
     top, left, rows, down = patches[0, 0], patches[0, 1], patches[0, 2], patches[0, 3]
     wide, start, further = patches[0, 4], patches[0, 5], patches[0, 6]
     start += block * geometry[11]
-    for _ in range(height):
-        ox, phase_x = first_ox, first_phase
-        for _ in range(width):
-            phase = phase_y * stride_x + phase_x
-            for group in range(groups):
-                count = _events(x, first, own, index, value)
-                first += own
-                if count == 0:
-                    continue
+    for y in range(height):
+        oy, phase_y = (y + pad_y) // stride_y, (y + pad_y) % stride_y
+        line, end = first + y * width * channels, 0
+        for at in range(width * groups):  # lists first: what was just stored is slow to load
+            begins[at] = end
+            end = _events(x, line + at * own, own, index, value, end)
+        begins[width * groups] = end
+        for begin in range(apart):
+            ox, phase = (begin + pad_x) // stride_x, phase_y * stride_x + (begin + pad_x) % stride_x
+            for at in range(begin, width, apart):
                 if alone:
-                    place = (oy + top) * pitch + (ox + left) * pixel
-                    _scatter(memory, place, down, rows, weights, start, further, wide, index, value, count)
-                    continue
-                for i in range(phases[phase], phases[phase + 1]):
-                    place = (oy + patches[i, 0]) * pitch + (ox + patches[i, 1]) * pixel + group * geometry[10]
-                    row = patches[i, 5] + block * geometry[11] + group * own * patches[i, 4]
-                    _scatter(
-                        memory, place, patches[i, 3], patches[i, 2], weights, row, patches[i, 6], patches[i, 4], index, value, count
-                    )  # fmt: skip
-            phase_x += 1
-            if phase_x == stride_x:
-                ox, phase_x = ox + 1, 0
-        phase_y += 1
-        if phase_y == stride_y:
-            oy, phase_y = oy + 1, 0
+                    if begins[at] < begins[at + 1]:
+                        place = (oy + top) * pitch + (ox + left) * pixel
+                        _scatter(
+                            memory, place, down, rows, weights, start, further, wide, index, value, begins[at], begins[at + 1]
+                        )  # fmt: skip
+                else:
+                    for group in range(groups):
+                        low, high = begins[at * groups + group], begins[at * groups + group + 1]
+                        if low == high:
+                            continue
+                        for i in range(phases[phase], phases[phase + 1]):
+                            place = (oy + patches[i, 0]) * pitch + (ox + patches[i, 1]) * pixel + group * geometry[10]
+                            row = patches[i, 5] + block * geometry[11] + group * own * patches[i, 4]
+                            _scatter(
+                                memory, place, patches[i, 3], patches[i, 2], weights, row, patches[i, 6], patches[i, 4],
+                                index, value, low, high,
+                            )  # fmt: skip
+                ox += geometry[12]
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -267,12 +286,13 @@ def currents(x, weights, bias, out, frames, geometry, phases, patches, shape):
     jobs = frames * blocks
     parts = min(jobs, 64)
     for part in prange(parts):
-        index, value = np.empty(geometry[2] + _SLACK, np.int32), np.empty(geometry[2] + _SLACK, np.float32)
-        memory = np.empty(rows * columns * own + _SLACK, np.float32)
+        index, value = np.empty(_line(geometry), np.int32), np.empty(_line(geometry), np.float32)
+        begins = np.empty(geometry[1] * geometry[3] + 1, np.int64)
+        memory = _aligned(rows * columns * own + _SLACK)
         for job in range(jobs * part // parts, jobs * (part + 1) // parts):
             block, frame = job // frames, job % frames
             _reset(memory, bias, block * own, own, rows * columns)
-            _frame(x, frame * size, geometry, phases, patches, weights, block, memory, index, value)
+            _frame(x, frame * size, geometry, phases, patches, weights, block, memory, index, value, begins)
             used = min(own, channels - block * own)
             for y in range(height):
                 first = ((y + top) * columns + left) * own
@@ -296,42 +316,77 @@ def spikes(
             same at every step, 2 where it has a frame for each.
         v, sent, count, theta, worth, extra: as for `transpike.engines.kernels.fire`.
     """
-    rows, columns, own, blocks, height, width, channels, top, left = shape
+    rows, columns, own, blocks, height, width, channels, _, _ = shape
     size, units = geometry[0] * geometry[1] * geometry[2], height * width * channels
-    single = cap == 1 and not signed
     for job in prange(samples * blocks):
         sample, block = job // blocks, job % blocks
-        index, value = np.empty(geometry[2] + _SLACK, np.int32), np.empty(geometry[2] + _SLACK, np.float32)
-        memory = np.empty(rows * columns * own + _SLACK, np.float32)
-        used = min(own, channels - block * own)
+        index, value = np.empty(_line(geometry), np.int32), np.empty(_line(geometry), np.float32)
+        begins = np.empty(geometry[1] * geometry[3] + 1, np.int64)
+        memory = _aligned(rows * columns * own + _SLACK)
         for t in range(steps):
             frame = t * samples + sample
             _reset(memory, bias, block * own, own, rows * columns)
-            _frame(x, frame * size, geometry, phases, patches, weights, block, memory, index, value)
+            _frame(x, frame * size, geometry, phases, patches, weights, block, memory, index, value, begins)
             there = (frame if others == 2 else sample) * units
-            for y in range(height):
-                first, unit = ((y + top) * columns + left) * own, y * width * channels + block * own
-                if used == own == channels:
-                    _fire(
-                        memory, first, other, there + unit, others > 0, out, frame * units + unit,
-                        v, sent, count, sample * units + unit,
-                        theta, worth, extra, unit, width * own, cap, signed, single,
-                    )  # fmt: skip
-                else:
-                    for i in range(width):
-                        _fire(
-                            memory, first + i * own, other, there + unit + i * channels, others > 0, out,
-                            frame * units + unit + i * channels, v, sent, count, sample * units + unit + i * channels,
-                            theta, worth, extra, unit + i * channels, used, cap, signed, single,
-                        )  # fmt: skip
+            _fire_frame(
+                memory, other, there, others > 0, out, frame * units, v, sent, count, sample * units, theta, worth, extra,
+                cap, signed, shape, block,
+            )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def _fire_frame(
+    memory, other, there, added, out, to, v, sent, count, state, theta, worth, extra, cap, signed, shape, block
+):  # fmt: skip
+    """Neurons of one frame and block take the sums in ``memory`` as their currents."""
+    _, columns, own, _, height, width, channels, top, left = shape
+    used, single = min(own, channels - block * own), cap == 1 and not signed
+    for y in range(height):
+        first, unit = ((y + top) * columns + left) * own, y * width * channels + block * own
+        if used == own == channels:
+            _fire(
+                memory, first, other, there + unit, added, out, to + unit, v, sent, count, state + unit,
+                theta, worth, extra, unit, width * own, cap, signed, single,
+            )  # fmt: skip
+        else:
+            for i in range(unit, unit + width * channels, channels):
+                _fire(
+                    memory, first, other, there + i, added, out, to + i, v, sent, count, state + i,
+                    theta, worth, extra, i, used, cap, signed, single,
+                )  # fmt: skip
+                first += own
 
 
 @njit(nogil=True, error_model="numpy")
 def _reset(memory, bias, first, own, pixels):
     """Every pixel's sums begin with the bias."""
-    done = own
-    memory[:own] = bias[first : first + own]
-    while done < pixels * own:  # what is there is doubled
-        size = min(done, pixels * own - done)
-        memory[done : done + size] = memory[:size]
-        done += size
+    if own % _LANES == 0:
+        _fill(memory, bias, first, own, pixels)
+    else:
+        for i in range(pixels * own):
+            memory[i] = bias[first + i % own]
+
+
+@intrinsic
+def _fill(typingctx, memory, bias, first, own, pixels):
+    """`_reset` for whole vectors."""
+    signature = types.void(memory, bias, types.intp, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        start, line = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 1))
+        _, _, first, own, pixels = arguments
+
+        def column(i, _):
+            value = vec.load(builder, line, builder.add(first, i))
+
+            def pixel(k, _):
+                vec.store(builder, value, start, builder.add(builder.mul(k, own), i))
+                return []
+
+            vec.count_loop(builder, vec.number(0), pixels, 1, [], pixel)
+            return []
+
+        vec.count_loop(builder, vec.number(0), own, vec.LANES, [], column)
+        return context.get_dummy_value()
+
+    return signature, codegen

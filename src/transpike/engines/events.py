@@ -144,7 +144,7 @@ class Synapse:
             phases.append(len(patches))
         geometry = (
             self.height, self.width, self.channels, self.groups, *self.stride, *self.padding, pitch, self.own,
-            self.out_channels // self.groups, offset,
+            self.out_channels // self.groups, offset, x.reach,
         )  # fmt: skip
         shape = (y.size, x.size, self.own, self.blocks, self.out_height, self.out_width, self.out_channels, y.margin, x.margin)
         # a row more, so that an array without patches still has a type
@@ -225,6 +225,11 @@ class _Axis:
     def distance(self) -> int:
         """Outputs between two taps of the same phase."""
         return self.dilation // math.gcd(self.dilation, self.stride)
+
+    @property
+    def reach(self) -> int:
+        """Outputs from the first to the last that an input meets."""
+        return self.dilation * (self.kernel - 1) // self.stride + 1
 
     @property
     def margin(self) -> int:

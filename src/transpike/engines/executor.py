@@ -19,7 +19,7 @@ from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
-from transpike.engines.events import Synapse
+from transpike.engines.events import Synapse, frames_of
 from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples
 from transpike.engines.trace import Layer, Trace
@@ -258,28 +258,28 @@ class MicroBatch:
                 like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
-                return neurons.receive(synapse, self._weights(synapse), x, other, constant, self._steps)
+                return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
             current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor, layer: Layer) -> bool:
-        """Look at some frames, spread over the chunk, and take what costs less."""
-        if self._program.engine == "auto":
-            some = x[:: max(1, len(x) // _LOOKED)]
-            found = int(torch.count_nonzero(some))
-            layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + some.numel()
-            if synapse.event_cost(found / some.numel()) > synapse.dense_cost():
-                return False
+        """Look at some inputs, spread over the chunk, and take what costs less."""
+        flat = frames_of(x)
+        apart = max(_LOOKED, len(flat) // _LOOKS)
+        looked = [flat[first : first + _LOOKED] for first in range(0, len(flat), apart)]
+        found, total = sum(int(np.count_nonzero(part)) for part in looked), sum(map(len, looked))
+        layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
+        if self._program.engine == "auto" and synapse.event_cost(found / total) > synapse.dense_cost():
+            return False
         layer.events += len(x)
         return True
 
     def _weights(self, synapse: Synapse) -> tuple[np.ndarray, np.ndarray]:
-        key = (synapse.weight, synapse)
-        if key not in self._program.shared:
-            self._program.shared[key] = synapse.layout(self._program.params)
-        return self._program.shared[key]
+        if synapse not in self._program.shared:
+            self._program.shared[synapse] = synapse.layout(self._program.params)
+        return self._program.shared[synapse]
 
     def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
         average = self._averages.setdefault(node.name, RunningMean(node.name in self._program.summed))
@@ -327,7 +327,7 @@ class _ChunkValues(dict[str, Any]):
         return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
 
 
-_LOOKED = 8  # frames of a chunk whose density is measured
+_LOOKS, _LOOKED = 16, 1024  # parts of a chunk whose density is measured, and how many inputs each has
 
 
 def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
