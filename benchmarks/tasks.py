@@ -76,7 +76,7 @@ class Case:
 
 def segmentation(module: Any, row: Row) -> Case:
     case = module.load(row.case, row.samples)
-    net = convert(LowResolution(case.model), row.method, module.calibration(row.case, row.calibration).split(2))
+    net = convert(LowResolution(case.model).eval(), row.method, module.calibration(row.case, row.calibration).split(2))
     task = Segmentation(size=(513, 513), align_corners=True, all_steps=False)
     return Case(net, pairs(case.inputs, case.targets, 2), task)
 
