@@ -20,7 +20,7 @@ from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.samples import empty_like, keep_samples
 from transpike.errors import DataError, SpecError
-from transpike.graph.batches import checked_inputs
+from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret, overwritable
 from transpike.graph.interpret import frees as find_frees
 from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
@@ -94,10 +94,10 @@ def simulate(
     population: NewPopulation | None = None,
     whole: bool = False,
 ) -> Run:
-    """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding).
+    """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding), or frame by frame.
 
     Args:
-        inputs: one tensor per input of the graph, batch first.
+        inputs: one tensor per input of the graph, batch first; of a streamed graph the frames of the steps second.
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
         chunk: time steps per chunk; chosen from the sizes if None.
         probe: sees what neurons and analog operations emit, chunk by chunk.
@@ -117,6 +117,7 @@ def simulate(
         raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
+    check_frames(graph, inputs, steps)
     program = Program.of(graph, plan)
     samples = len(inputs[0])
     per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
@@ -156,7 +157,7 @@ class Program:
     def of(graph: Graph, plan: Plan) -> Program:
         outputs = set(tree_refs(graph.outputs))
         for_body = outputs | {name for node in graph.body for name in node.refs()}
-        averaged = {node.name for node in graph.body if node.floating}
+        averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
         return Program(
             graph,
             plan,
@@ -189,8 +190,12 @@ class MicroBatch:
         self._averages: dict[str, RunningMean] = {}
         self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
         self._constants: dict[str, Any] = dict(program.params)
+        self._frames: dict[str, torch.Tensor] = {}  # streamed inputs. N T ...
         for value, x in zip(program.graph.inputs, inputs, strict=True):
-            self._constants[value.name] = channels_last(x)
+            if value.varying:
+                self._frames[value.name] = x
+            else:
+                self._constants[value.name] = channels_last(x)
         interpret(
             program.graph.prefix,
             self._constants,
@@ -221,6 +226,8 @@ class MicroBatch:
         self._done, self._steps = done, steps
         graph = self._program.graph
         env = _ChunkValues(self._constants, self._program.batch_axes, steps)
+        for name, x in self._frames.items():
+            env[name] = channels_last(x[:, done : done + steps].movedim(1, 0).flatten(0, 1))
         interpret(graph.body, env, self._handle, self._program.body_frees)
         return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
 
@@ -230,6 +237,7 @@ class MicroBatch:
         for name, x in self._constants.items():
             if name in axes and isinstance(x, torch.Tensor):
                 self._constants[name] = keep_samples(x, axes[name], kept, self._samples)
+        self._frames = {name: x[kept.to(x.device)] for name, x in self._frames.items()}
         for population in self._populations.values():
             population.keep(kept)
         for name, average in self._averages.items():

@@ -17,7 +17,7 @@ from transpike.engines.budget import chunking
 from transpike.engines.executor import ENGINES, MicroBatch, Program
 from transpike.engines.samples import empty_like, keep_samples, rows_of
 from transpike.errors import DataError, PlanError, SpecError
-from transpike.graph.batches import checked_inputs
+from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.ir import Graph, Node, map_tree
 from transpike.spiking.plan import Plan
 
@@ -94,6 +94,7 @@ def simulate_until(
         )
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
+    check_frames(graph, inputs, steps)
     program, samples = Program.of(graph, plan), len(inputs[0])
     first = max(first, start + 1)
     together = max(chunk, min(first, _TOGETHER))
