@@ -30,7 +30,8 @@ from transpike.tasks.segmentation import Segmentation
 class Row:
     """One conversion: case, method, data, and what is asked of it.
 
-    ``drops`` are (steps, at most points below the ANN) for the task's main metric, plain read-out.
+    ``drops`` are (steps, at most points below the ANN) for the task's main metric, plain read-out. ``streamed``: step t sees
+    the events of the t-th part of the recording.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Row:
     samples: int
     calibration: int
     drops: tuple[tuple[int, float], ...] = ()
+    streamed: bool = False
 
 
 class LowResolution(nn.Module):
@@ -98,7 +100,21 @@ def pointcloud(module: Any, row: Row) -> Case:
 def events(module: Any, row: Row) -> Case:
     case = module.load(row.case, row.samples)
     net = convert(case.model, row.method, module.calibration(row.case, row.calibration).split(20))
-    return Case(net, pairs(case.inputs, case.targets, 40), Classification())
+    if not row.streamed:
+        return Case(net, pairs(case.inputs, case.targets, 40), Classification())
+    inputs = event_stream(module, row.samples, row.steps)
+    return Case(net.streamed(), pairs(inputs, case.targets, 40), Classification(step_ms=300 / row.steps))
+
+
+def event_stream(module: Any, samples: int, steps: int) -> torch.Tensor:
+    """Counts of each part of a recording, smoothed and cropped as the static images; one scale, from the calibration data."""
+
+    def smoothed(frames: torch.Tensor) -> torch.Tensor:
+        images = nn.functional.avg_pool2d(frames.sum(2).flatten(0, 1)[:, None], 3, 1, 1)[..., 3:31, 3:31]
+        return images.view(*frames.shape[:2], *images.shape[1:])
+
+    scale = smoothed(module.frames(None, 1, calibration=True)).flatten(1).quantile(0.97, dim=1).mean()
+    return (smoothed(module.frames(samples, steps)) * (steps / scale) - 0.1307) / 0.3081
 
 
 CASES: dict[str, Callable[[Any, Row], Case]] = {
@@ -115,6 +131,12 @@ ROWS = {
     "pointnet MMSE(32) signed cap 4": Row(POINTNET, MMSE(steps=32, cap=4, signed=True), 32, 200, 240, ((32, 1.0),)),
     "pointnet Parallel(8)": Row(POINTNET, Parallel(steps=8), 8, 718, 240, ((8, 1.0),)),
     "nmnist MMSE(32), repeated grid": Row(NMNIST, MMSE(steps=32), 32, 880, 220, ((32, 1.0),)),
+    "nmnist MMSE(32) signed, no cap, streamed": Row(
+        NMNIST, MMSE(steps=32, cap=None, signed=True), 30, 880, 220, ((30, 3.0),), streamed=True
+    ),
+    "nmnist MMSE(32) signed cap 4, streamed": Row(
+        NMNIST, MMSE(steps=32, cap=4, signed=True), 30, 880, 220, ((30, 3.0),), streamed=True
+    ),
     "fastestdet MMSE(32) signed cap 4": Row(FASTEST, MMSE(steps=32, cap=4, signed=True), 32, 100, 28, ((32, 1.5),)),
     "deeplab MMSE(32) signed cap 4": Row(DEEPLAB, MMSE(steps=32, cap=4, signed=True), 32, 50, 28, ((32, 1.0),)),
     "fastestdet MMSE(64) signed": Row(FASTEST, MMSE(steps=64, signed=True), 64, 50, 28, ((64, 4.0),)),

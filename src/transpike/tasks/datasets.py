@@ -18,12 +18,31 @@ from transpike.errors import DataError
 from transpike.tasks.images import Fit, photo
 from transpike.tasks.optional import needed
 
-__all__ = ["VOC_OF_COCO", "coco_boxes", "coco_masks", "collate_boxes", "mask_folder", "voc"]
+__all__ = ["PHOTOS", "VOC_OF_COCO", "Prepared", "class_folders", "coco_boxes", "coco_masks", "collate_boxes", "mask_folder", "voc"]
 
 # COCO's category numbers of VOC's 20 classes, in VOC's order: aeroplane, bicycle, bird, ..., tv
 VOC_OF_COCO = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 
-_PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def class_folders(folder: Path, endings: Sequence[str], split: str = "") -> tuple[list[Path], list[int]]:
+    """Files of a folder per class (under ``split`` in it, where there is one), and their class numbers: classes by name.
+
+    Raises:
+        DataError: it is not there, or no class has a file with one of these endings.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: check the path")
+    files, classes = [], []
+    for number, name in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        inner = name / split if split and (name / split).is_dir() else name
+        found = sorted(path for path in inner.iterdir() if path.suffix.lower() in endings)
+        files += found
+        classes += [number] * len(found)
+    if not files:
+        raise DataError(f"{folder} has no {' or '.join(endings)} files in folders of its own for each class: check the path")
+    return files, classes
 
 
 class Prepared(Dataset[tuple[torch.Tensor, Any]]):
@@ -77,7 +96,7 @@ def mask_folder(folder: Path, fit: Fit, *, ignore: int = 255) -> Prepared:
 def _photos(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: check the path")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PHOTOS)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTOS)
 
 
 def coco_boxes(where: str, fit: Fit) -> Prepared:

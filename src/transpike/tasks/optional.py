@@ -10,8 +10,8 @@ from transpike.errors import DataError
 __all__ = ["needed"]
 
 
-def needed(module: str, what: str) -> ModuleType:
-    """The module, imported now.
+def needed(module: str, what: str, *, extra: str = "tasks") -> ModuleType:
+    """The module, imported now; ``extra`` is what installs it.
 
     Raises:
         DataError: it is not installed.
@@ -20,4 +20,4 @@ def needed(module: str, what: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise DataError(f"{what} needs {package}, which is not installed: pip install 'transpike[tasks]'") from error
+        raise DataError(f"{what} needs {package}, which is not installed: pip install 'transpike[{extra}]'") from error
