@@ -20,7 +20,7 @@ from transpike.errors import DataError
 from transpike.tasks.detection import Boxes, Detection
 from transpike.tasks.images import Fit
 
-__all__ = ["core", "detection_of", "fit_of"]
+__all__ = ["core", "detection_of", "fit_of", "has_size", "is_known"]
 
 _REGRESSION = "bbox_regression"  # torchvision's name of the box terms
 
@@ -43,7 +43,7 @@ class _Core(nn.Module):
 
 def core(model: nn.Module) -> nn.Module:
     """The part of a detector that spikes: backbone and head of torchvision's; any other network is its own core."""
-    return _Core(model) if isinstance(model, (RetinaNet, FCOS, SSD)) else model
+    return _Core(model) if is_known(model) else model
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +113,18 @@ def fit_of(model: nn.Module, size: tuple[int, int] | None = None) -> Fit:
     return Fit(size, tuple(transform.image_mean), tuple(transform.image_std), stretch=isinstance(model, SSD))
 
 
+def is_known(model: nn.Module) -> bool:
+    """Is it one of torchvision's RetinaNet, FCOS, SSD and SSDLite?"""
+    return isinstance(model, (RetinaNet, FCOS, SSD))
+
+
+def has_size(model: nn.Module) -> bool:
+    """Does the detector take images of one size only, as SSD?"""
+    return isinstance(model, SSD)
+
+
 def _size(model: nn.Module, size: tuple[int, int] | None) -> tuple[int, int]:
-    if not isinstance(model, (RetinaNet, FCOS, SSD)):
+    if not is_known(model):
         raise DataError(
             f"{type(model).__name__} is none of torchvision's RetinaNet, FCOS, SSD and SSDLite: "
             "give Detection(decode=...) a function of your own that turns the read-out into boxes"

@@ -24,7 +24,17 @@ from transpike.errors import DataError
 from transpike.tasks.data import arrays_of
 from transpike.tasks.datasets import Prepared, class_folders
 
-__all__ = ["Frames", "Recording", "batches_of", "count_frames", "event_folder", "mean_frames", "read_recording", "voxel_grid"]
+__all__ = [
+    "Frames",
+    "Recording",
+    "Still",
+    "batches_of",
+    "count_frames",
+    "event_folder",
+    "mean_frames",
+    "read_recording",
+    "voxel_grid",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,3 +218,14 @@ def batches_of(recordings: Sequence[Any], labels: Sequence[int], frames: Frames,
         part = [recordings[i] for i in range(low, min(low + batch, len(labels)))]
         x = torch.stack([frames.input(r if isinstance(r, Recording) else Recording.of(r)) for r in part])
         yield x, torch.as_tensor(labels[low : low + batch])
+
+
+class Still:
+    """Batches of streams as single inputs, to calibrate on: the mean over the frames is what the ANN is given."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, *rest in self._batches:
+            yield (x.mean(1), *rest)
