@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def coco_masks(where: str, fit: Fit, *, classes: Sequence[int] = VOC_OF_COCO, ig
         covered = np.zeros(mask.shape, np.uint8)
         for found in annotations:
             if found["category_id"] in number:
-                shape = data.coco.annToMask(found).astype(bool)
+                with warnings.catch_warnings():  # pycocotools speaks an older numpy
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    shape = data.coco.annToMask(found).astype(bool)
                 mask[shape] = number[found["category_id"]]
                 covered += shape
         mask[covered > 1] = ignore
