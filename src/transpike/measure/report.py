@@ -115,7 +115,7 @@ class Report:
 
     def _unit(self) -> str:
         """The heading of the column of times, where steps have a duration."""
-        return "" if self.step_ms is None else "ms"
+        return "" if self.step_ms is None else "ms".rjust(10)
 
     def _target(self, share: float) -> dict[str, Any] | None:
         """Steps, operations, energy and frames per joule where ``share`` of the ANN's metric is reached."""
@@ -127,7 +127,7 @@ class Report:
         lines = [
             f"{self.network}, {method}: {self.task}, {self.samples} samples, {self.steps} steps",
             f"  ANN {self.better} {self.ann[self.better]:.2%}; estimated delay {self.delay:.1f} steps",
-            "  " + "steps".rjust(9) + "".join(f"{w:>10}" for w in self.curves) + f"{'as ANN':>10}{'MSOP':>10}{self._unit():>10}",
+            "  " + "steps".rjust(9) + "".join(f"{w:>10}" for w in self.curves) + f"{'as ANN':>10}{'MSOP':>10}{self._unit()}",
         ]
         shown = [t for t in milestones(self.steps) if t in self.points]
         for t in shown:

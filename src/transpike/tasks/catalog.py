@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from transpike.errors import SpecError
@@ -22,7 +21,7 @@ from transpike.tasks.data import SOURCES, Preparation, Sources
 from transpike.tasks.detection import Detection
 from transpike.tasks.events import Frames, event_folder
 from transpike.tasks.images import Fit
-from transpike.tasks.pictures import draw_classes, draw_detections, draw_masks
+from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detections, draw_masks, middle_frame
 from transpike.tasks.pointcloud import mesh_folder, point_arrays
 from transpike.tasks.video import Clips, VideoAccuracy, video_folder
 
@@ -127,7 +126,7 @@ def _video(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
         clips = replace(clips, crop=crop, scale=(round(crop * 128 / 112), round(crop * 171 / 112)))
     task = VideoAccuracy(settings.place)
     sources: Sources = {"videofolder": lambda where, prepared: video_folder(Path(where), clips, prepared.split)}
-    return Kind(sources, task, partial(draw_classes, task=task, show=_middle_frame))
+    return Kind(sources, task, partial(draw_classes, task=task, show=middle_frame))
 
 
 def _pointcloud(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
@@ -136,7 +135,7 @@ def _pointcloud(settings: Settings, preparation: Preparation, decoder: Any) -> K
         "meshfolder": lambda where, prepared: mesh_folder(Path(where), prepared.split, settings.points),
         "npz": lambda where, prepared: point_arrays(Path(where), settings.points),
     }
-    return Kind(sources, task, partial(draw_classes, task=task, show=_cloud))
+    return Kind(sources, task, partial(draw_classes, task=task, show=cloud))
 
 
 def _events(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
@@ -144,7 +143,7 @@ def _events(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
     frames = Frames(settings.bins, size, duration, settings.stream, settings.voxels)
     task = Classification(settings.place, step_ms=frames.step_ms)
     sources: Sources = {"eventfolder": lambda where, prepared: event_folder(Path(where), frames)}
-    return Kind(sources, task, partial(draw_classes, task=task, show=_activity), streamed=settings.stream)
+    return Kind(sources, task, partial(draw_classes, task=task, show=activity), streamed=settings.stream)
 
 
 # by name: from settings, the preparation of images, and detection's decoder
@@ -156,20 +155,3 @@ TASKS: Mapping[str, Callable[[Settings, Preparation, Any], Kind]] = {
     "pointcloud": _pointcloud,
     "events": _events,
 }
-
-
-def _middle_frame(axes: Any, clip: torch.Tensor) -> None:
-    frame = clip[:, clip.shape[1] // 2].movedim(0, -1)
-    axes.imshow((frame - frame.min()) / (frame.max() - frame.min()).clamp(min=1e-12))
-
-
-def _cloud(axes: Any, points: torch.Tensor) -> None:
-    """Seen a little from above; near points are dark."""
-    x, depth, z = points.unbind(-1) if points.shape[-1] == 3 else points.unbind(0)
-    axes.scatter(x + 0.3 * depth, z + 0.3 * depth, c=depth, s=2, cmap="viridis")
-    axes.set_aspect("equal")
-
-
-def _activity(axes: Any, frames: torch.Tensor) -> None:
-    """The sum of everything at each pixel."""
-    axes.imshow(frames.flatten(0, -3).sum(0), cmap="magma")

@@ -21,7 +21,7 @@ from transpike.tasks.images import Fit
 from transpike.tasks.segmentation import Segmentation
 from transpike.tasks.video import VideoAccuracy
 
-__all__ = ["draw_classes", "draw_detections", "draw_masks", "shown_steps"]
+__all__ = ["activity", "cloud", "draw_classes", "draw_detections", "draw_masks", "middle_frame", "shown_steps"]
 
 _ROWS = 3  # samples in a picture
 _ABOUT = 6  # classes of which a curve is drawn
@@ -110,6 +110,24 @@ def draw_classes(
             axes.legend(fontsize=6, title="class", title_fontsize=6, loc="upper right")
 
     return _grid(path, ["input", "probability of classes, dotted: ANN"], len(x), draw, widths=(1, 2))
+
+
+def middle_frame(axes: Any, clip: torch.Tensor) -> None:
+    """The frame in the middle of a clip 3 T H W."""
+    frame = clip[:, clip.shape[1] // 2].movedim(0, -1)
+    axes.imshow((frame - frame.min()) / (frame.max() - frame.min()).clamp(min=1e-12))
+
+
+def cloud(axes: Any, points: torch.Tensor) -> None:
+    """Points seen a little from above; near ones are dark. P 3, or 3 P"""
+    x, depth, z = points.unbind(-1) if points.shape[-1] == 3 else points.unbind(0)
+    axes.scatter(x + 0.3 * depth, z + 0.3 * depth, c=depth, s=2, cmap="viridis")
+    axes.set_aspect("equal")
+
+
+def activity(axes: Any, frames: torch.Tensor) -> None:
+    """The sum of all frames and channels at each pixel. ... H W"""
+    axes.imshow(frames.flatten(0, -3).sum(0), cmap="magma")
 
 
 def _few(net: SpikingNetwork, batch: Any) -> tuple[torch.Tensor, Any]:
