@@ -130,9 +130,7 @@ ROWS = {
     "fastestdet MMSE(16) signed cap 4": Row(FASTEST, MMSE(steps=16, cap=4, signed=True), 16, 100, 28, ((16, 3.0),)),
     "pointnet MMSE(32) signed cap 4": Row(POINTNET, MMSE(steps=32, cap=4, signed=True), 32, 200, 240, ((32, 1.0),)),
     "pointnet Parallel(8)": Row(POINTNET, Parallel(steps=8), 8, 718, 240, ((8, 1.0),)),
-    "pointnet Parallel(8) exact": Row(
-        POINTNET, Parallel(steps=8, calibration=Calibration.EXACT), 8, 718, 240, ((8, 1.0),)
-    ),
+    "pointnet Parallel(8) exact": Row(POINTNET, Parallel(steps=8, calibration=Calibration.EXACT), 8, 718, 240, ((8, 1.0),)),
     "nmnist MMSE(32), repeated grid": Row(NMNIST, MMSE(steps=32), 32, 880, 220, ((32, 1.0),)),
     "nmnist MMSE(32) signed, no cap, streamed": Row(
         NMNIST, MMSE(steps=32, cap=None, signed=True), 30, 880, 220, ((30, 3.0),), streamed=True

@@ -44,14 +44,14 @@ def draw_masks(net: SpikingNetwork, batch: Any, steps: int, path: Path, *, task:
     top = max(int(torch.stack([answer.max() for answer in answers.values()]).max()), int(targets[targets != task.ignore].max()))
 
     def paint(axes: Any, classes: torch.Tensor, photo: torch.Tensor) -> None:
-        axes.imshow(photo)
+        axes.imshow(photo.numpy())
         hidden = classes.float().masked_fill((classes == 0) | (classes == task.ignore), float("nan"))
-        axes.imshow(hidden, cmap="tab20", vmin=0, vmax=max(top, 19), alpha=0.65, interpolation="nearest")
+        axes.imshow(hidden.numpy(), cmap="tab20", vmin=0, vmax=max(top, 19), alpha=0.65, interpolation="nearest")
 
     def draw(cell: Callable[[int, int], Any]) -> None:
         for n, image in enumerate(x):
             photo = fit.pixels(image)
-            cell(n, 0).imshow(photo)
+            cell(n, 0).imshow(photo.numpy())
             for k, classes in enumerate([targets[n], *(answer[n] for answer in answers.values())], 1):
                 paint(cell(n, k), classes.cpu(), photo)
 
@@ -67,7 +67,7 @@ def draw_detections(net: SpikingNetwork, batch: Any, steps: int, path: Path, *, 
         for n, image in enumerate(x):
             photo = fit.pixels(image)
             for k, boxes in enumerate([targets[n], *(answer.found[n] for answer in answers.values())]):
-                cell(n, k).imshow(photo)
+                cell(n, k).imshow(photo.numpy())
                 _boxes(cell(n, k), boxes, task.confident, fit.size)
 
     return _grid(path, ["truth", *answers], len(x), draw)
@@ -104,7 +104,7 @@ def draw_classes(
             axes = cell(n, 1)
             axes.axis("on")
             for label in torch.maximum(ann[n], sure[-1, n]).topk(min(_ABOUT, ann.shape[1])).indices.tolist():
-                axes.plot(time, sure[:, n, label], color=f"C{label % 10}", label=str(label), linewidth=1.2)
+                axes.plot(time.numpy(), sure[:, n, label].numpy(), color=f"C{label % 10}", label=str(label), linewidth=1.2)
                 axes.axhline(float(ann[n, label]), color=f"C{label % 10}", linestyle=":", linewidth=0.8)
             axes.set(ylim=(-0.02, 1.02), xlabel="time steps" if task.step_ms is None else "ms since the first event")
             axes.legend(fontsize=6, title="class", title_fontsize=6, loc="upper right")
@@ -115,19 +115,19 @@ def draw_classes(
 def middle_frame(axes: Any, clip: torch.Tensor) -> None:
     """The frame in the middle of a clip 3 T H W."""
     frame = clip[:, clip.shape[1] // 2].movedim(0, -1)
-    axes.imshow((frame - frame.min()) / (frame.max() - frame.min()).clamp(min=1e-12))
+    axes.imshow(((frame - frame.min()) / (frame.max() - frame.min()).clamp(min=1e-12)).numpy())
 
 
 def cloud(axes: Any, points: torch.Tensor) -> None:
     """Points seen a little from above; near ones are dark. P 3, or 3 P"""
-    x, depth, z = points.unbind(-1) if points.shape[-1] == 3 else points.unbind(0)
+    x, depth, z = (points if points.shape[-1] != 3 else points.T).numpy()
     axes.scatter(x + 0.3 * depth, z + 0.3 * depth, c=depth, s=2, cmap="viridis")
     axes.set_aspect("equal")
 
 
 def activity(axes: Any, frames: torch.Tensor) -> None:
     """The sum of all frames and channels at each pixel. ... H W"""
-    axes.imshow(frames.flatten(0, -3).sum(0), cmap="magma")
+    axes.imshow(frames.flatten(0, -3).sum(0).numpy(), cmap="magma")
 
 
 def _few(net: SpikingNetwork, batch: Any) -> tuple[torch.Tensor, Any]:
