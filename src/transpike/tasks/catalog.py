@@ -25,7 +25,7 @@ from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detecti
 from transpike.tasks.pointcloud import mesh_folder, point_arrays
 from transpike.tasks.video import Clips, VideoAccuracy, video_folder
 
-__all__ = ["TASKS", "Kind", "Settings"]
+__all__ = ["Kind", "Settings"]
 
 # a network, a batch, steps, a file to write
 Picture = Callable[[SpikingNetwork, Any, int, Path], Path]

@@ -16,7 +16,7 @@ from torchvision import datasets, transforms
 
 from transpike.errors import DataError, SpecError
 
-__all__ = ["SOURCES", "Augmented", "Counted", "Preparation", "Sources", "arrays_of", "digits", "loader_from"]
+__all__ = ["Augmented", "Counted", "Preparation", "Sources", "arrays_of", "digits", "loader_from"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -19,7 +19,7 @@ from transpike.errors import DataError
 from transpike.tasks.images import Fit, photo
 from transpike.tasks.optional import needed
 
-__all__ = ["PHOTOS", "VOC_OF_COCO", "Prepared", "class_folders", "coco_boxes", "coco_masks", "collate_boxes", "mask_folder", "voc"]
+__all__ = ["PHOTOS", "Prepared", "class_folders", "coco_boxes", "coco_masks", "collate_boxes", "mask_folder", "voc"]
 
 # COCO's category numbers of VOC's 20 classes, in VOC's order: aeroplane, bicycle, bird, ..., tv
 VOC_OF_COCO = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
