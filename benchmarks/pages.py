@@ -79,6 +79,29 @@ Depthwise layers converge slowly because each neuron hears few inputs: currents 
 that were sent too early cannot be taken back, and every further layer adds to it. Signed neurons take them back."""
 
 
+TASKS = """
+## Tasks
+
+The task's own metric (%) by time steps, plain read-out, on networks that others trained; calibrated on other samples. Where fewer
+samples than the whole evaluation split were measured, the ANN's figure is that on the same samples. map50 is COCO's AP at an
+overlap of 0.5. "Streamed": step t sees the events of the t-th of 30 parts of 300 ms, and the ANN the mean over all of them.
+
+| conversion | metric | ANN | """
+
+
+def tasks_table(rows: dict[str, Any]) -> list[str]:
+    """The main metric by steps, and how far box terms are from the ANN's."""
+    heading = TASKS + " | ".join(map(str, STEPS)) + " | last | samples |"
+    lines = [heading, "|---|---|---:|" + "---:|" * (len(STEPS) + 2)]
+    for name, row in rows.items():
+        for metric in dict.fromkeys((row["metric"], *(m for m in row["ann"] if m == "regression_error"))):
+            curve = dict(zip(row["measured"], row["curves"]["plain"][metric], strict=True))
+            cells = " | ".join(f"{curve[t]:.2f}" if t in curve else "" for t in STEPS)
+            last = f"{curve[row['steps']]:.2f} at {row['steps']}"
+            lines.append(f"| {name} | {metric} | {row['ann'][metric]:.2f} | {cells} | {last} | {row['samples']} |")
+    return lines
+
+
 def measured_page() -> str:
     """docs/measured.md: the figures behind the claims."""
     accuracy, convergence, speed, memory = (read(name) for name in ("accuracy", "convergence", "speed", "memory"))
@@ -90,6 +113,8 @@ def measured_page() -> str:
         for name, row in rows.items():
             kept = {k: v for k, v in row["method"]["settings"].items() if k not in ("granularity", "v_init")}
             lines.append(f"- {name}: ANN {row['ann']:.2f} % on these images, {row['calibration']} calibration images, {kept}")
+    if tasks := read("tasks"):
+        lines += tasks_table(tasks["rows"])
     if convergence:
         lines.append(CONVERGENCE)
         for name, variants in convergence["networks"].items():

@@ -59,8 +59,11 @@ class Result:
     neurons: Mapping[str, Neurons]
 
 
-def simulate(model: nn.Module, sites: Mapping[str, SiteParams], x: torch.Tensor, steps: int) -> Result:
-    """``model`` with its ReLU modules (each called once) replaced by neurons and its max pools by `OfSums`."""
+def simulate(model: nn.Module, sites: Mapping[str, SiteParams], x: torch.Tensor, steps: int, *, frames: bool = False) -> Result:
+    """``model`` with its ReLU modules (each called once) replaced by neurons and its max pools by `OfSums`.
+
+    ``frames``: ``x`` has another input for every step, N T ...
+    """
     model = copy.deepcopy(model).double()
     neurons: dict[str, Neurons] = {}
     for path, module in list(model.named_modules()):
@@ -73,5 +76,5 @@ def simulate(model: nn.Module, sites: Mapping[str, SiteParams], x: torch.Tensor,
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, new)
     with torch.no_grad():
-        outputs = [model(x.double()) for _ in range(steps)]
+        outputs = [model((x[:, t] if frames else x).double()) for t in range(steps)]
     return Result(torch.stack(outputs), neurons)

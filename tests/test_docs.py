@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from transpike.methods import available
+from transpike.tasks.catalog import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,6 +43,16 @@ def test_decisions_are_numbered_and_fit_one_page(decision: Path) -> None:
 def test_links_in_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "classification"])
+def test_a_task_has_a_page_with_a_picture_and_what_made_it(task: str) -> None:
+    page = ROOT / "docs" / "tasks" / f"{task}.md"
+    links = re.findall(r"\]\((?!http)([^)]+)\)", page.read_text())
+    assert f"{task}.png" in links
+    assert any(link.startswith("../../examples/") for link in links)
+    for link in links:
+        assert (page.parent / link).exists(), link
 
 
 def test_the_methods_page_is_what_the_code_says() -> None:

@@ -1,10 +1,13 @@
 """Examples run."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -41,6 +44,31 @@ def test_qcfs_trains_in_a_loop_of_ones_own_and_converts(capsys) -> None:
     assert len(found) == 6
     assert found[2] > 96  # trained, 4 levels
     assert found[5] > found[2] - 2  # 16 steps
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "least"),
+    [
+        ("segment_scenes", "segmentation.png", 60),
+        ("detect_squares", "detection.png", 20),
+        ("classify_clouds", "pointcloud.png", 60),
+        ("classify_videos", "video.png", 60),
+        ("stream_events", "events.png", 60),
+    ],
+)
+def test_a_task_trains_converts_measures_and_draws(name: str, picture: str, least: float, tmp_path: Path, capsys) -> None:
+    """Trained for less than by default: ANN and network come out alike, well above chance."""
+    load(name).main(str(tmp_path), rounds=100)
+    rows = re.findall(r"^ +(\d+) +([\d.]+)%", capsys.readouterr().out, re.MULTILINE)
+    assert float(rows[-1][1]) > least
+    assert float(rows[-1][1]) >= float(rows[0][1])
+    with Image.open(tmp_path / picture) as image:
+        assert min(image.size) > 200
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_shorter_than_sixty_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
 
 
 def test_every_example_is_tested_here() -> None:

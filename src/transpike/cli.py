@@ -6,25 +6,23 @@ Exit codes: 0 done, 1 conversion or data error (one clear line), 2 usage, 130 in
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import transpike
+from transpike import console
+from transpike.console import guarded, out
 from transpike.demo import Trial, comparison, run_demo
-from transpike.errors import SpecError, TranspikeError
+from transpike.errors import SpecError
 from transpike.graph.capture import Pooling
+from transpike.measure.accuracy import Classification
 from transpike.measure.early_exit import Certainty, Statistic, record
 from transpike.measure.energy import energy as measure_energy
 from transpike.measure.exit_report import evaluate_exit
@@ -33,20 +31,25 @@ from transpike.measure.report import Report
 from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
-from transpike.specs import import_factory, method_from, model_from
+from transpike.specs import import_factory, method_from, model_from, task_from
 from transpike.spiking.store import write_file
+from transpike.tasks.catalog import Kind
 from transpike.tasks.data import Augmented, Counted, Preparation, loader_from
+from transpike.tasks.events import Still
 from transpike.training import Recipe, train_into
 
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=transpike.__doc__)
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, package.module:factory, a .pt2 or a .spike file")]
 Network = Annotated[Path, typer.Argument(help="the .spike file that `transpike convert` wrote")]
 Weights = Annotated[str | None, typer.Option(help="state dict (.pt, .safetensors); for torchvision also a name such as DEFAULT")]
-Data = Annotated[str, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory")]
+Data = Annotated[
+    str, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory; tasks have others")
+]
+TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, detection, video, pointcloud or events")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="a setting of the task, as clips=10; see docs/tasks")]
 Batch = Annotated[int, typer.Option(min=1, help="samples in a batch")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use this many samples, spread evenly over the data")]
 Size = Annotated[int, typer.Option(min=1, help="image folders: side of the square given to the network")]
@@ -56,28 +59,13 @@ Steps = Annotated[int, typer.Option(min=1, help="time steps")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
-def _verb(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose errors are one line and an exit code."""
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except TranspikeError as error:
-            err.print(f"error: {error}", highlight=False, markup=False)
-            raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
-        except KeyboardInterrupt as error:
-            err.print("interrupted: no file was left half written")
-            raise typer.Exit(130) from error
-
-    return app.command()(guarded)
-
-
-@_verb
+@app.command()
+@guarded
 def inspect(
     model: Model,
     weights: Weights = None,
     shape: Annotated[str, typer.Option("--input", help="shape of one input, as 3x224x224")] = "3x224x224",
+    task: TaskName = "classification",
     pooling: Annotated[Pooling, typer.Option(help="where max pooling stands")] = Pooling.RATE,
     as_json: Json = False,
 ) -> None:
@@ -86,11 +74,13 @@ def inspect(
         found = transpike.inspect(transpike.load(model))
     else:
         example = torch.zeros(1, *_shape(shape))
-        found = transpike.inspect(transpike.capture(model_from(model, weights), example, pooling=pooling))
-    _show(found, as_json)
+        part = task_from(task).core(model_from(model, weights))
+        found = transpike.inspect(transpike.capture(part, example, pooling=pooling))
+    console.show(found, as_json)
 
 
-@_verb
+@app.command()
+@guarded
 def train(
     model: Model,
     data: Data,
@@ -122,7 +112,7 @@ def train(
     few = islice(loader_from(data, preparation, import_factory), 10)
     net = prepare(model_from(model, weights), QCFS(levels=levels, average_pooling=average_pooling), few)
     recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed)
-    with _progress("training, batches", epochs * len(shuffled), as_json) as tick:
+    with console.progress("training, batches", epochs * len(shuffled), as_json) as tick:
         batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
         history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)
     file = out_folder / "model.safetensors"
@@ -132,7 +122,8 @@ def train(
         out.print(f"wrote {file}: transpike convert {model} --weights {file} --method qcfs --data ...", highlight=False)
 
 
-@_verb
+@app.command()
+@guarded
 def convert(
     model: Model,
     data: Data,
@@ -140,6 +131,8 @@ def convert(
     method: Annotated[str, typer.Option(help="a name of `transpike methods`, or A+B for one after the other")] = "LTB",
     settings: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, as iterations=500")] = None,
     weights: Weights = None,
+    task: TaskName = "classification",
+    options: Options = None,
     batch: Batch = 100,
     limit: Limit = None,
     size: Size = 224,
@@ -152,9 +145,13 @@ def convert(
     """Convert a network on calibration data and write a .spike file."""
     chosen = method_from(method, settings or [])
     net = model_from(model, weights)
-    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "train"), import_factory)
-    with _progress(f"calibrating with {method}", getattr(chosen, "iterations", None), as_json) as tick:
-        converted = transpike.convert(net, chosen, Counted(loader, tick), pooling=pooling, require_spiking=require_spiking)
+    preparation = _preparation(batch, limit, size, mean, std, "train")
+    kind = task_from(task, options or [], preparation, net)
+    loader = _loader(data, kind, preparation)
+    batches = Still(loader) if kind.streamed else loader
+    with console.progress(f"calibrating with {method}", getattr(chosen, "iterations", None), as_json) as tick:
+        counted, part = Counted(batches, tick), kind.core(net)
+        converted = transpike.convert(part, chosen, counted, pooling=pooling, require_spiking=require_spiking)
     converted.save(output)
     if as_json:
         out.print_json(
@@ -162,10 +159,11 @@ def convert(
         )
     else:
         out.print(f"wrote {output}: {len(converted.graph.sites)} sites, {output.stat().st_size / 1e6:.1f} MB", highlight=False)
-        _notes(converted.plan.notes)
+        console.notes(converted.plan.notes)
 
 
-@_verb
+@app.command()
+@guarded
 def evaluate(
     network: Network,
     data: Data,
@@ -176,6 +174,8 @@ def evaluate(
     exit_data: Annotated[str | None, typer.Option(help="labelled data to choose exits on, neither trained nor tested on")] = None,
     exit_loss: Annotated[float, typer.Option(help="the share of accuracy that exits may lose")] = 0.01,
     exit_confidence: Annotated[float, typer.Option(help="the confidence that they lose no more")] = 0.95,
+    task: TaskName = "classification",
+    options: Options = None,
     batch: Batch = 100,
     limit: Limit = None,
     size: Size = 224,
@@ -183,21 +183,27 @@ def evaluate(
     std: Std = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy at every step, agreement with the ANN, rates and energy, in one pass."""
+    """The task's metric at every step, agreement with the ANN, rates and energy, in one pass."""
     if (leave is None) != (exit_data is None):
         raise SpecError("--exit and --exit-data go together: exits are chosen on labelled data of their own")
     if leave is not None and start:
         raise SpecError("--exit reads out from the first step on: drop --start")
+    preparation = _preparation(batch, limit, size, mean, std, "test")
+    kind = task_from(task, options or [], preparation)
+    single = kind.task if isinstance(kind.task, Classification) else None
+    if leave is not None and single is None:
+        raise SpecError(f"--exit asks how sure one answer per sample is: {task} has many answers, or several samples for one")
     net = transpike.load(network)
-    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "test"), import_factory)
+    net = net.streamed() if kind.streamed else net
+    loader = _loader(data, kind, preparation)
     policy = None
     if leave is not None and exit_data is not None:
-        held_out = loader_from(exit_data, _preparation(batch, limit, size, mean, std, "train"), import_factory)
-        with _progress("choosing exits: batches", None, as_json) as tick:
-            trace = record(net, Counted(held_out, tick), steps)
+        held_out = _loader(exit_data, kind, dataclasses.replace(preparation, split="train"))
+        with console.progress("choosing exits: batches", None, as_json) as tick:
+            trace = record(net, Counted(held_out, tick), steps, task=single)
         shape, rest = trace.halves()
         policy = risk_controlled(rest, levelled(shape, Certainty(leave)), loss=exit_loss, confidence=exit_confidence)
-    with _progress("samples", _samples(loader), as_json) as tick:
+    with console.progress("samples", console.samples(loader), as_json) as tick:
         done = 0
 
         def advance(samples: int) -> None:
@@ -206,19 +212,24 @@ def evaluate(
             done = samples
 
         if policy is None:
-            report = transpike.evaluate(net, loader, steps, starts=tuple(start or ()), progress=advance)
+            report = transpike.evaluate(net, loader, steps, task=kind.task, starts=tuple(start or ()), progress=advance)
         else:
-            report = evaluate_exit(net, loader, policy, progress=advance)
+            report = evaluate_exit(net, loader, policy, task=single, progress=advance)
     if output is not None:
         report.save(output)
-    _show(report, as_json)
+        if kind.picture is not None:
+            kind.picture(net, next(iter(loader)), steps, output / "examples.png")
+    console.show(report, as_json)
 
 
-@_verb
+@app.command()
+@guarded
 def energy(
     network: Network,
     data: Data,
     steps: Steps = 32,
+    task: TaskName = "classification",
+    options: Options = None,
     batch: Batch = 100,
     limit: Limit = None,
     size: Size = 224,
@@ -227,27 +238,34 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Synaptic operations and energy per sample under both constant sets; needs no labels."""
+    preparation = _preparation(batch, limit, size, mean, std, "test")
+    kind = task_from(task, options or [], preparation)
     net: SpikingNetwork = transpike.load(network)
-    loader = loader_from(data, _preparation(batch, limit, size, mean, std, "test"), import_factory)
-    with _progress("batches", None, as_json) as tick:
+    net = net.streamed() if kind.streamed else net
+    loader = _loader(data, kind, preparation)
+    with console.progress("batches", None, as_json) as tick:
         found = measure_energy(net, Counted(loader, tick), steps)
-    _show(found, as_json)
+    console.show(found, as_json)
 
 
-@_verb
+@app.command()
+@guarded
 def methods(as_json: Json = False) -> None:
     """List the conversion methods with their settings."""
     found = {name: cls for name, cls in available().items() if name != "Chain"}
     if as_json:
-        out.print_json(json.dumps({name: {"about": _about(cls), "settings": _settings(cls)} for name, cls in found.items()}))
+        out.print_json(
+            json.dumps({name: {"about": console.about(cls), "settings": console.settings(cls)} for name, cls in found.items()})
+        )
         return
     table = Table("method", "what it does", "settings", box=None, pad_edge=False)
     for name, cls in found.items():
-        table.add_row(name, _about(cls), ", ".join(f"{key}={value}" for key, value in _settings(cls).items()))
+        table.add_row(name, console.about(cls), ", ".join(f"{key}={value}" for key, value in console.settings(cls).items()))
     out.print(table)
 
 
-@_verb
+@app.command()
+@guarded
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for reports and curves")] = Path("transpike-demo"),
     steps: Steps = 64,
@@ -255,7 +273,7 @@ def demo(
 ) -> None:
     """Convert a small network for handwritten digits with every method and compare them."""
     write_file(output / "README.txt", lambda path: path.write_text("Written by `transpike demo`.\n"))
-    with _progress("converting with every method", None, as_json) as tick:
+    with console.progress("converting with every method", None, as_json) as tick:
 
         def done(trial: Trial, report: Report) -> None:
             tick(1)
@@ -273,28 +291,6 @@ def demo(
     out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
 
 
-def _show(found: Any, as_json: bool) -> None:
-    if as_json:
-        out.print_json(json.dumps(found.to_dict()))
-    else:
-        out.print(str(found), highlight=False, markup=False)
-
-
-def _notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        out.print(f"note: {note}", highlight=False, markup=False)
-
-
-def _about(cls: type) -> str:
-    """The first sentence of the module that holds the method."""
-    text = (sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(text.split()).rstrip(".")
-
-
-def _settings(cls: type) -> dict[str, Any]:
-    return {f.name: getattr(f.default, "value", f.default) for f in dataclasses.fields(cls)}
-
-
 def _shape(text: str) -> list[int]:
     try:
         shape = [int(size) for size in text.lower().split("x")]
@@ -303,6 +299,10 @@ def _shape(text: str) -> list[int]:
     if not shape or min(shape) < 1:
         raise SpecError(f"--input {text!r} is no shape: write 3x224x224")
     return shape
+
+
+def _loader(data: str, kind: Kind, preparation: Preparation) -> Any:
+    return loader_from(data, preparation, import_factory, sources=kind.sources, collate=kind.collate)
 
 
 def _preparation(batch: int, limit: int | None, size: int, mean: str | None, std: str | None, split: str) -> Preparation:
@@ -314,20 +314,6 @@ def _preparation(batch: int, limit: int | None, size: int, mean: str | None, std
             except ValueError as error:
                 raise SpecError(f"--{name} {text!r} is no list of numbers: write 0.485,0.456,0.406") from error
     return Preparation(size=size, batch=batch, limit=limit, split=split, **chosen)
-
-
-def _samples(loader: Any) -> int | None:
-    dataset: Any = getattr(loader, "dataset", None)
-    return len(dataset) if dataset is not None else None
-
-
-@contextmanager
-def _progress(what: str, total: int | None, quiet: bool) -> Iterator[Any]:
-    """A progress bar on the error stream; yields ``tick(n)``."""
-    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda n=1: progress.advance(task, n)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from transpike.errors import DataError, SpecError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
 from transpike.graph.ir import Graph
+from transpike.graph.streaming import streamed
 from transpike.spiking.plan import Plan, versions
 from transpike.spiking.store import write_tensors
 
@@ -82,6 +83,15 @@ class SpikingNetwork(nn.Module):
         engine = "counts" if at_once else self.engine
         return simulate(self, x, self.steps, engine=engine, max_memory=self.max_memory).readout(start=self.start)
 
+    def streamed(self) -> SpikingNetwork:
+        """The same network for recordings: inputs have frames N T ..., and step t sees frame t.
+
+        Calibrate on single inputs, whose place the mean of the frames so far takes. `evaluate` gives the ANN the mean of
+        all frames.
+        """
+        options = {"steps": self.steps, "start": self.start, "engine": self.engine, "max_memory": self.max_memory}
+        return SpikingNetwork(streamed(self._graph), self._plan, **options)
+
     def save(self, path: Path | str) -> Path:
         """Write everything to one file that needs neither pickle nor the original class, see `transpike.load`.
 
@@ -140,10 +150,11 @@ def simulate(
     at: Sequence[int] | None = None,
     probe: Probe | None = None,
 ) -> Run:
-    """Run the network for ``steps`` time steps on a batch; the input is presented unchanged at every step.
+    """Run the network for ``steps`` time steps on a batch; the input is presented unchanged at every step, unless streamed.
 
     Args:
-        x: a tensor N ..., a tuple or dict of tensors for several inputs, or a pair (input, target).
+        x: a tensor N ..., a tuple or dict of tensors for several inputs, or a pair (input, target); N T ... for a
+            network that is `SpikingNetwork.streamed`.
         steps: time steps T.
         engine: "auto", "dense" or "events", see `transpike.engines.executor.simulate`; "counts": parallel neurons, and
             signed ones without a cap, in one pass of the network for each number of steps in ``at``.

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import enum
 import importlib
+import inspect
 import sys
 import types
 import typing
@@ -22,8 +23,11 @@ from transpike.errors import ArtifactError, SpecError
 from transpike.graph.prepared import Prepared
 from transpike.methods import Method, available
 from transpike.methods.chain import Chain
+from transpike.tasks.catalog import TASKS, Kind, Settings
+from transpike.tasks.data import Preparation
+from transpike.tasks.detectors import is_known
 
-__all__ = ["import_factory", "method_from", "model_from"]
+__all__ = ["import_factory", "method_from", "model_from", "task_from"]
 
 
 def method_from(name: str, settings: Iterable[str] = ()) -> Method:
@@ -53,6 +57,31 @@ def method_from(name: str, settings: Iterable[str] = ()) -> Method:
     return methods[0] if len(methods) == 1 else Chain(*methods)
 
 
+def task_from(
+    name: str, settings: Iterable[str] = (), preparation: Preparation | None = None, network: nn.Module | None = None
+) -> Kind:
+    """A task by its name with ``key=value`` settings typed by the fields of `Settings`.
+
+    Args:
+        network: what is converted; a detector of torchvision decodes its own output where no decoder is set.
+
+    Raises:
+        SpecError: no such task or setting, a value of the wrong type, or no such decoder.
+    """
+    if name not in TASKS:
+        raise SpecError(f"there is no task {name!r}{_hint(name, TASKS)}")
+    given = dict(_key_value(text, "--option") for text in settings)
+    hints = typing.get_type_hints(Settings)
+    if unknown := [key for key in given if key not in hints]:
+        raise SpecError(f"tasks have no setting {unknown[0]!r}{_hint(unknown[0], hints)}")
+    chosen = Settings(**{key: _typed(Settings, key, value, hints[key]) for key, value in given.items()})
+    decoder: Any = network if network is not None and is_known(network) else None
+    if chosen.decoder is not None:
+        torchvisions = chosen.decoder.startswith("torchvision:")
+        decoder = model_from(chosen.decoder) if torchvisions else import_factory(chosen.decoder, "decoder")
+    return TASKS[name](chosen, preparation or Preparation(), decoder)
+
+
 def _find_method(name: str) -> type[Any]:
     methods = {key.lower(): cls for key, cls in available().items() if cls is not Chain}
     key = name.lower().replace("-", "").replace("_", "")
@@ -69,10 +98,10 @@ def _hint(wrong: str, right: Iterable[str]) -> str:
     return f"; did you mean {best!r}?" if best else f": choose from {', '.join(names)}"
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def _key_value(text: str, option: str = "--set") -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise SpecError(f"--set {text!r} is not key=value")
+        raise SpecError(f"{option} {text!r} is not key=value")
     return key.strip().replace("-", "_"), value.strip()
 
 
@@ -122,7 +151,11 @@ def model_from(spec: str, weights: str | None = None) -> nn.Module:
         known = torchvision.models.list_models()
         if name not in known:
             raise SpecError(f"torchvision has no network {name!r}{_hint(name, known)}")
-        model = torchvision.models.get_model(name, weights=None if from_file else weights)
+        builder: Any = torchvision.models.get_model_builder(name)
+        given: dict[str, Any] = {"weights": None if from_file else weights}
+        if given["weights"] is None and "weights_backbone" in inspect.signature(builder).parameters:
+            given["weights_backbone"] = None  # of detectors and segmenters, which would download it unasked
+        model = builder(**given)
     elif source == "timm":
         model = _timm(name)
     else:

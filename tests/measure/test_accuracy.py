@@ -12,8 +12,14 @@ from torch import nn
 import transpike
 from transpike.errors import DataError
 from transpike.graph.capture import capture
-from transpike.measure.accuracy import Classification, Window, window_means, windows_of
+from transpike.measure.accuracy import Classification, Window, read_outs, windows_of
 from transpike.spiking.plan import Plan, SiteParams
+
+
+def means_of(y: Any, window: Window, steps: int) -> list[Any]:
+    """The read-out at every step."""
+    found = dict(read_outs(y, [(window.start(t), t) for t in range(1, steps + 1)]))
+    return [found[window.start(t), t] for t in range(1, steps + 1)]
 
 
 def steps_read(window: Window, t: int) -> list[int]:
@@ -54,15 +60,23 @@ def test_the_windows_of_a_report() -> None:
 @pytest.mark.parametrize("window", windows_of([5], 2.3), ids=lambda w: w.name)
 def test_window_means_are_the_means_over_the_window(window: Window) -> None:
     y = torch.randn(12, 3, 5, generator=torch.Generator().manual_seed(0))
-    means = window_means(y, window)
+    means = means_of(y, window, 12)
     for t in range(1, 13):
         wanted = y[window.start(t) : t].double().mean(0)
         torch.testing.assert_close(means[t - 1], wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_read_outs_of_several_outputs_keep_their_structure() -> None:
+    y = {"a": torch.randn(6, 2, 3), "b": [torch.randn(6, 2, 4, 4)]}
+    found = list(read_outs(y, [(0, 2), (3, 6), (0, 6)]))
+    assert [pair for pair, _ in found] == [(0, 2), (0, 6), (3, 6)]
+    torch.testing.assert_close(found[2][1]["b"][0], y["b"][0][3:].double().mean(0))
+    torch.testing.assert_close(found[0][1]["a"], y["a"][:2].double().mean(0))
+
+
 def test_a_late_window_keeps_its_precision_after_large_early_outputs() -> None:
     y = torch.cat([torch.full((1, 1, 1), 1e7), torch.full((9, 1, 1), 0.1)])
-    assert float(window_means(y, Window("start5", 5))[-1]) == pytest.approx(0.1, rel=1e-6)
+    assert float(means_of(y, Window("start5", 5), 10)[-1]) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_the_delayed_read_out_is_the_rate_less_what_the_membrane_kept() -> None:
@@ -79,7 +93,7 @@ def test_the_delayed_read_out_is_the_rate_less_what_the_membrane_kept() -> None:
     rate = (end.spikes[inner] - start.spikes[inner]) / 4
     wanted = model[1](rate).detach() - (end.membranes[outer] - start.membranes[outer]) / 4
     assert torch.equal(end.readout(12, start=8), wanted)
-    assert torch.equal(window_means(end.outputs, Window("delayed", 8, 4))[-1].float(), wanted)
+    assert torch.equal(means_of(end.outputs, Window("delayed", 8, 4), 12)[-1].float(), wanted)
 
 
 def test_top1_and_top5_against_sorting_in_numpy() -> None:
@@ -127,13 +141,13 @@ def test_outputs_that_are_no_logits_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_logits_are_found_by_position_or_key() -> None:
     a, b = torch.zeros(1), torch.ones(1)
-    assert Classification().logits(a) is a
-    assert Classification().logits((a, b)) is a and Classification(1).logits([a, b]) is b
-    assert Classification().logits({"out": a, "aux": b}) is a and Classification("aux").logits({"out": a, "aux": b}) is b
-    assert Classification(1).logits({"out": a, "aux": b}) is b
+    assert Classification().readout(a) is a
+    assert Classification().readout((a, b)) is a and Classification(1).readout([a, b]) is b
+    assert Classification().readout({"out": a, "aux": b}) is a and Classification("aux").readout({"out": a, "aux": b}) is b
+    assert Classification(1).readout({"out": a, "aux": b}) is b
 
 
 @pytest.mark.parametrize(("output", "outputs"), [(2, (0, 1)), ("aux", (0, 1)), ("auxx", {"out": 0, "aux": 1}), (5, {"out": 0})])
 def test_a_missing_output_is_refused_with_a_choice(output: int | str, outputs: Any) -> None:
     with pytest.raises(DataError, match=r"no output .* choose from"):
-        Classification(output).logits(outputs)
+        Classification(output).readout(outputs)

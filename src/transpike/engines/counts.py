@@ -60,7 +60,7 @@ class CountRun(Run):
 def counts_serve(graph: Graph, plan: Plan) -> bool:
     """Is every neuron's count a function of the whole charge, and every other operation one of means?"""
     kinds = all(p.kind is NeuronKind.PARALLEL or (p.signed and p.cap is None) for p in plan.sites.values())
-    return kinds and all(node.role is not Role.STEPWISE for node in graph.body)
+    return kinds and not graph.streamed and all(node.role is not Role.STEPWISE for node in graph.body)
 
 
 def count(site: Site, params: SiteParams, mean: torch.Tensor, steps: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples
 from transpike.engines.trace import Layer, Trace
 from transpike.errors import DataError
-from transpike.graph.batches import checked_inputs
+from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
 from transpike.spiking.plan import Plan, SiteParams
@@ -96,10 +96,10 @@ def simulate(
     population: NewPopulation | None = None,
     whole: bool = False,
 ) -> Run:
-    """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding).
+    """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding), or frame by frame.
 
     Args:
-        inputs: one tensor per input of the graph, batch first.
+        inputs: one tensor per input of the graph, batch first; of a streamed graph the frames of the steps second.
         engine: "dense" computes every 0 too, "events" only what is not 0, wherever it has a kernel; "auto" takes for each
             layer and chunk of steps what its density makes cheaper.
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
@@ -120,6 +120,7 @@ def simulate(
         raise DataError(f"chunk is {chunk}: at least one step goes through the network at once")
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
+    check_frames(graph, inputs, steps)
     program = Program.of(graph, plan, engine if population is None else "dense", inputs[0])
     samples = len(inputs[0])
     per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
@@ -157,8 +158,12 @@ class MicroBatch:
         self._trace = Trace()
         self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
         self._constants: dict[str, Any] = dict(program.params)
+        self._frames: dict[str, torch.Tensor] = {}  # streamed inputs. N T ...
         for value, x in zip(program.graph.inputs, inputs, strict=True):
-            self._constants[value.name] = channels_last(x)
+            if value.varying:
+                self._frames[value.name] = x
+            else:
+                self._constants[value.name] = channels_last(x)
         interpret(
             program.graph.prefix,
             self._constants,
@@ -190,6 +195,8 @@ class MicroBatch:
         self._done, self._steps = done, steps
         graph = self._program.graph
         env = _ChunkValues(self._constants, self._program.batch_axes, steps)
+        for name, x in self._frames.items():
+            env[name] = channels_last(x[:, done : done + steps].movedim(1, 0).flatten(0, 1))
         interpret(self._program.body, env, self._handle, self._program.body_frees)
         return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
 
@@ -199,6 +206,7 @@ class MicroBatch:
         for name, x in self._constants.items():
             if name in axes and isinstance(x, torch.Tensor):
                 self._constants[name] = keep_samples(x, axes[name], kept, self._samples)
+        self._frames = {name: x[kept.to(x.device)] for name, x in self._frames.items()}
         for population in self._populations.values():
             population.keep(kept)
         for name, average in self._averages.items():

@@ -18,7 +18,7 @@ from transpike.engines.executor import MicroBatch
 from transpike.engines.program import Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples, rows_of
 from transpike.errors import DataError, PlanError
-from transpike.graph.batches import checked_inputs
+from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.ir import Graph, Node, map_tree
 from transpike.spiking.plan import Plan
 
@@ -94,6 +94,7 @@ def simulate_until(
         )
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
+    check_frames(graph, inputs, steps)
     program, samples = Program.of(graph, plan, engine, inputs[0]), len(inputs[0])
     first = max(first, start + 1)
     together = max(chunk, min(first, _TOGETHER))

@@ -80,7 +80,7 @@ class Program:
             joined = _joined(graph, plan, synapses)
             body = _shortened(graph.body, joined)
         for_body = outputs | {name for node in body for name in node.refs()}
-        averaged = {node.name for node in graph.body if node.floating}
+        averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
         return Program(
             graph,
             plan,

@@ -12,7 +12,7 @@ from torch import nn
 from transpike.errors import DataError
 from transpike.graph.ir import Graph
 
-__all__ = ["Batches", "call_arguments", "checked_inputs", "example_of", "inputs_of", "peek", "target_of"]
+__all__ = ["Batches", "call_arguments", "check_frames", "checked_inputs", "example_of", "inputs_of", "peek", "target_of"]
 
 
 def inputs_of(batch: Any, count: int = 1) -> list[torch.Tensor]:
@@ -112,8 +112,9 @@ def checked_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.T
     device = next(iter(graph.params.values())).device if graph.params else inputs[0].device
     checked = []
     for value, x in zip(graph.inputs, inputs, strict=True):
-        if x.dim() == 0 or tuple(x.shape[1:]) != value.shape:
-            wanted = ", ".join(map(str, ("N", *value.shape)))
+        lead = 2 if value.varying else 1
+        if x.dim() < lead or tuple(x.shape[lead:]) != value.shape or not all(x.shape[1:lead]):
+            wanted = ", ".join(map(str, ("N", *["steps"] * (lead - 1), *value.shape)))
             raise DataError(
                 f"input {value.key} has shape {tuple(x.shape)}, {graph.name} was captured for ({wanted}): "
                 "resize the data, or capture again with an example of this shape"
@@ -127,3 +128,17 @@ def checked_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.T
             raise DataError(f"input {value.key} has NaN or infinite values: clean the data first")
         checked.append(x)
     return checked
+
+
+def check_frames(graph: Graph, inputs: Sequence[torch.Tensor], steps: int) -> None:
+    """Has every streamed input a frame for each step?
+
+    Raises:
+        DataError: fewer frames than steps.
+    """
+    for value, x in zip(graph.inputs, inputs, strict=True):
+        if value.varying and x.shape[1] < steps:
+            raise DataError(
+                f"input {value.key} has {x.shape[1]} frames for {steps} steps: simulate {x.shape[1]} steps, or cut the recording "
+                "into more frames"
+            )

@@ -102,7 +102,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 def forward(
     graph: Graph, inputs: Sequence[torch.Tensor], at_site: Callable[[Site, torch.Tensor], torch.Tensor] | None = None
 ) -> Any:
-    """The captured ANN on one batch, in the user's output structure.
+    """The captured ANN on one batch, in the user's output structure. It sees streamed inputs as their mean over time.
 
     ``at_site(site, z)`` may take the place of the rectifiers: it gets the pre-activation (N *site), may
     overwrite it, and returns what the next layer sees.
@@ -123,6 +123,7 @@ def forward(
         return at_site(site, moved.reshape(-1, *site.shape)).reshape(moved.shape).movedim(0, axis)
 
     env: dict[str, Any] = dict(graph.params)
+    inputs = [x.mean(1) if value.varying else x for value, x in zip(graph.inputs, inputs, strict=True)]
     as_given = any(site.levels is not None for site in graph.sites)  # another layout may round differently, and move levels
     env.update((v.name, x if as_given else channels_last(x)) for v, x in zip(graph.inputs, inputs, strict=True))
     keep = set(tree_refs(graph.outputs))

@@ -93,12 +93,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor that the network takes. ``key`` is its position or keyword, ``shape`` is for one sample."""
+    """One tensor that the network takes. ``key`` is its position or keyword, ``shape`` is for one sample.
+
+    ``varying``: it is another at every step: frames N T ... in the place of N ... (`transpike.graph.streaming`).
+    """
 
     name: str
     key: int | str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    varying: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,11 @@ class Graph:
     @property
     def nodes(self) -> tuple[Node, ...]:
         return self.prefix + self.body
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """Names of the inputs that are others at every step."""
+        return tuple(value.name for value in self.inputs if value.varying)
 
     def site(self, name: str) -> Site:
         """The site called ``name``."""

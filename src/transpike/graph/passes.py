@@ -132,8 +132,8 @@ def data_dependent(graph: Graph) -> set[str]:
 
 
 def time_varying(graph: Graph) -> set[str]:
-    """Names of everything that changes from step to step: what lies behind a neuron."""
-    data, varying = data_dependent(graph), set()
+    """Names of everything that changes from step to step: what lies behind a neuron, or a streamed input."""
+    data, varying = data_dependent(graph), set(graph.streamed)
     for node in graph.nodes:
         neuron = _ceiling(node) is not False and node.name in data and node.batch_axis is not None
         if neuron or any(name in varying for name in node.refs()):

@@ -23,7 +23,7 @@ def header(graph: Graph) -> dict[str, Any]:
     """
     return {
         "name": graph.name,
-        "inputs": [_encode(dataclasses.asdict(value)) for value in graph.inputs],
+        "inputs": [_encode(_input(value)) for value in graph.inputs],
         "prefix": [_node(node) for node in graph.prefix],
         "body": [_node(node) for node in graph.body],
         "outputs": _encode(graph.outputs),
@@ -42,6 +42,11 @@ def from_header(data: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> 
         tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"]),
         params,
     )
+
+
+def _input(value: Input) -> dict[str, Any]:
+    """Without ``varying`` where it does not, as files had it before anything did."""
+    return {key: x for key, x in dataclasses.asdict(value).items() if key != "varying" or x}
 
 
 def _site(site: Site) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""Classification accuracy at every number of steps, for the plain and for delayed read-outs."""
+"""Which steps a read-out averages, and classification: accuracy at every number of steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from transpike.errors import DataError
+from transpike.graph.ir import map_tree
 
-__all__ = ["Classification", "Window", "window_means", "windows_of"]
+__all__ = ["Classification", "Window", "output_of", "read_outs", "windows_of"]
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,31 @@ class Classification:
 
     Args:
         output: which tensor of the network's output holds the logits (position, or key of a dict).
+        step_ms: milliseconds of a time step where the input is a recording, for accuracy against time; None: no real time.
     """
 
     output: int | str = 0
+    step_ms: float | None = None
 
     name = "classification"
     metrics = ("top1", "top5")
     better = "top1"
 
-    def logits(self, outputs: Any) -> torch.Tensor:
+    def readout(self, outputs: Any) -> torch.Tensor:
         """The logits among the network's outputs."""
-        if isinstance(outputs, torch.Tensor):
-            return outputs
-        try:
-            found = outputs[self.output]
-        except (KeyError, IndexError, TypeError):
-            keys = list(outputs) if isinstance(outputs, dict) else range(len(outputs))
-            if not (isinstance(outputs, dict) and isinstance(self.output, int) and 0 <= self.output < len(keys)):
-                raise DataError(
-                    f"the network has no output {self.output!r}: choose from {', '.join(map(repr, keys))} "
-                    "with Classification(output=...)"
-                ) from None
-            found = outputs[keys[self.output]]  # a position among the keys
-        return self.logits(found)
+        return output_of(outputs, self.output, type(self).__name__)
+
+    def answer(self, readout: torch.Tensor) -> torch.Tensor:
+        """The logits as they are."""
+        return readout
+
+    def measured(self, steps: int) -> Sequence[int]:
+        """Every step."""
+        return range(1, steps + 1)
+
+    def score(self) -> _Right:
+        """Nothing counted yet."""
+        return _Right(self)
 
     def check(self, logits: torch.Tensor, targets: Any) -> torch.Tensor:
         """Targets as class numbers on the logits' device.
@@ -98,17 +101,73 @@ class Classification:
         return {"top1": hits[..., 0].sum(-1), "top5": hits.any(-1).sum(-1)}
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
-        """The class that each sample is given; compared with the ANN's for the agreement."""
+        """The class that each sample is given. ... N classes -> ... N"""
         return logits.argmax(-1)
 
+    def agreement(self, answer: torch.Tensor, ann: torch.Tensor) -> torch.Tensor:
+        """1 for each sample that is given the ANN's class, else 0. N"""
+        return (self.decide(answer) == self.decide(ann)).double()
 
-def window_means(outputs: torch.Tensor, window: Window) -> torch.Tensor:
-    """The read-out at every step. T N ... -> T N ..."""
-    total = torch.cat([torch.zeros_like(outputs[:1]), outputs]).cumsum(0, dtype=torch.float64)
-    steps = range(1, len(outputs) + 1)
-    starts = [window.start(t) for t in steps]
-    lengths = torch.tensor([t - s for t, s in zip(steps, starts, strict=True)], dtype=torch.float64, device=outputs.device)
-    return (total[1:] - total[starts]) / lengths.view(-1, *[1] * (outputs.dim() - 1))
+
+class _Right:
+    """Right answers so far, by metric."""
+
+    def __init__(self, task: Classification) -> None:
+        self._task, self._samples = task, 0
+        self._right: dict[str, int] = dict.fromkeys(task.metrics, 0)
+
+    def add(self, answer: torch.Tensor, targets: torch.Tensor, ann: torch.Tensor) -> None:
+        self._samples += len(targets)
+        for metric, right in self._task.correct(answer, targets).items():
+            self._right[metric] += int(right)
+
+    def values(self) -> dict[str, float]:
+        return {metric: right / self._samples for metric, right in self._right.items()}
+
+
+def output_of(outputs: Any, output: int | str, task: str) -> torch.Tensor:
+    """The tensor at position or key ``output`` of what a network returns; a tensor is taken as it is.
+
+    Raises:
+        DataError: there is no such output; ``task`` is where to choose another.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    try:
+        found = outputs[output]
+    except (KeyError, IndexError, TypeError):
+        keys = list(outputs) if isinstance(outputs, dict) else range(len(outputs))
+        if not (isinstance(outputs, dict) and isinstance(output, int) and 0 <= output < len(keys)):
+            raise DataError(
+                f"the network has no output {output!r}: choose from {', '.join(map(repr, keys))} with {task}(output=...)"
+            ) from None
+        found = outputs[keys[output]]  # a position among the keys
+    return output_of(found, output, task)
+
+
+def read_outs(outputs: Any, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Any]]:
+    """The mean read-out over steps ``start + 1 .. t`` for every (start, t) in ``pairs``, in the order of t.
+
+    Args:
+        outputs: a tensor T N ..., or a tuple, list or dict of them.
+
+    Yields:
+        the pair, and means in the structure of ``outputs``, in float64. N ...
+    """
+    leaves: list[torch.Tensor] = []
+    map_tree(leaves.append, outputs)
+    totals = [torch.zeros_like(y[0], dtype=torch.float64) for y in leaves]
+    last = {start: max(t for s, t in pairs if s == start) for start, _ in pairs}
+    before = {0: totals}
+    for t in range(1, len(leaves[0]) + 1):
+        totals = [total + y[t - 1] for total, y in zip(totals, leaves, strict=True)]
+        if t in last:
+            before[t] = totals
+        for start in sorted({s for s, end in pairs if end == t}):
+            means = iter([(now - then) / (t - start) for now, then in zip(totals, before[start], strict=True)])
+            yield (start, t), map_tree(lambda _, means=means: next(means), outputs)
+            if last[start] == t:  # totals of dense predictions are large
+                del before[start]
 
 
 def windows_of(starts: Sequence[int], delay: float) -> tuple[Window, ...]:

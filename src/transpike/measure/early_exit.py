@@ -174,7 +174,7 @@ def record(net: SpikingNetwork, loader: Iterable[Any], steps: int = 32, *, task:
     outputs, targets = [], []
     for batch in batches:
         x = checked_inputs(net.graph, inputs_of(batch, count))
-        logits = task.logits(simulate(net, tuple(x) if count > 1 else x[0], steps).outputs)
+        logits = task.readout(simulate(net, tuple(x) if count > 1 else x[0], steps).outputs)
         check_logits(logits[-1])
         targets.append(task.check(logits[-1], target_of(batch, count)).cpu())
         outputs.append(logits.cpu())
@@ -207,7 +207,7 @@ def run_with_exit(
     task = task or Classification()
 
     def leave(totals: Any, t: int) -> torch.Tensor:
-        return policy.decide(check_logits(task.logits(totals)), t)
+        return policy.decide(check_logits(task.readout(totals)), t)
 
     start, first = policy.certainty.start, policy.first
     return simulate_until(net, x, policy.steps, leave, start=start, first=first, chunk=chunk, max_memory=max_memory, probe=probe)

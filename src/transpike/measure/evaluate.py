@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,34 +14,19 @@ from transpike.errors import DataError
 from transpike.graph.batches import checked_inputs, inputs_of, peek, target_of
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph
-from transpike.measure.accuracy import Classification, Window, window_means, windows_of
+from transpike.measure.accuracy import Classification, windows_of
 from transpike.measure.delay import estimate_delay
 from transpike.measure.energy import Meter, by_channel
 from transpike.measure.report import Report
+from transpike.measure.tally import Tally, Task
 from transpike.network import SpikingNetwork, simulate
 from transpike.spiking.plan import versions
 
-__all__ = ["Task", "evaluate"]
+__all__ = ["evaluate"]
 
 _HELD_BYTES = 512 << 20  # what the state of the samples that are simulated together may take
 
 _DELAY_SAMPLES = 128  # the paper takes one batch of 100
-
-
-class Task(Protocol):
-    """What is measured: finds the logits, checks targets, counts what is right."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def metrics(self) -> tuple[str, ...]: ...
-    @property
-    def better(self) -> str: ...  # the metric that matters most
-
-    def logits(self, outputs: Any) -> torch.Tensor: ...
-    def check(self, logits: torch.Tensor, targets: Any) -> torch.Tensor: ...
-    def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]: ...
-    def decide(self, logits: torch.Tensor) -> torch.Tensor: ...
 
 
 def evaluate(
@@ -83,7 +68,7 @@ def evaluate(
     delay = estimate_delay(graph, plan, _first_samples(graph, batches))
     windows = windows_of(starts, delay)
     meter = Meter(graph, plan, steps)
-    tally = _Tally(task, windows, steps)
+    tally = Tally(task, windows, steps)
     held = max_memory or _HELD_BYTES
     at_once = max(1, held // max(1, 2 * bytes_per_sample(graph, plan, steps)))
     saturated: dict[str, torch.Tensor] = {}
@@ -95,14 +80,14 @@ def evaluate(
         for low in range(0, len(inputs[0]), at_once):
             part = [x[low : low + at_once] for x in inputs]
             began = time.perf_counter()
-            ann = task.logits(forward(graph, part))
+            ann = task.readout(forward(graph, part))
             clock["ann"] += time.perf_counter() - began
             wanted = task.check(ann, None if targets is None else targets[low : low + at_once])
             began = time.perf_counter()
             x = tuple(part) if count > 1 else part[0]
             run = simulate(net, x, steps, engine=engine, max_memory=max_memory, probe=meter.probe)
             clock["snn"] += time.perf_counter() - began
-            tally.add(ann, task.logits(run.outputs), wanted)
+            tally.add(ann, task.readout(run.outputs), wanted, len(part[0]))
             for site in graph.sites:
                 full = _saturated(run.spikes[site.name], plan.sites[site.name].cap, steps).sum(0)
                 saturated[site.name] = saturated.get(site.name, torch.zeros_like(full)) + full
@@ -133,6 +118,8 @@ def evaluate(
         seconds=clock,
         origin={**plan.metadata, "engine": engine, "versions": versions()},
         notes=plan.notes,
+        measured=tally.measured,
+        step_ms=task.step_ms,
     )
 
 
@@ -163,37 +150,3 @@ def _targets(batch: Any, count: int, samples: int) -> Any:
 def _saturated(spikes: torch.Tensor, cap: int | None, steps: int) -> torch.Tensor:
     """Units that fired as much as they could: at every step, as many spikes as the cap allows."""
     return spikes >= (math.inf if cap is None else cap * steps)
-
-
-class _Tally:
-    """Right answers so far, by window, metric and step."""
-
-    def __init__(self, task: Task, windows: Sequence[Window], steps: int) -> None:
-        self._task, self._windows, self._samples = task, windows, 0
-        self._ann: dict[str, int] = dict.fromkeys(task.metrics, 0)
-        self._right = {w.name: {m: torch.zeros(steps, dtype=torch.int64) for m in task.metrics} for w in windows}
-        self._same = {w.name: torch.zeros(steps, dtype=torch.int64) for w in windows}
-
-    def add(self, ann: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count one batch. ``ann`` N classes, ``outputs`` T N classes"""
-        self._samples += len(targets)
-        for metric, right in self._task.correct(ann, targets).items():
-            self._ann[metric] += int(right)
-        wanted = self._task.decide(ann)
-        for window in self._windows:
-            means = window_means(outputs, window)
-            for metric, right in self._task.correct(means, targets).items():
-                self._right[window.name][metric] += right.cpu()
-            self._same[window.name] += (self._task.decide(means) == wanted).sum(-1).cpu()
-
-    def ann(self) -> dict[str, float]:
-        return {metric: right / self._samples for metric, right in self._ann.items()}
-
-    def curves(self) -> dict[str, dict[str, list[float]]]:
-        return {
-            window: {metric: (right / self._samples).tolist() for metric, right in metrics.items()}
-            for window, metrics in self._right.items()
-        }
-
-    def agreement(self) -> dict[str, list[float]]:
-        return {window: (same / self._samples).tolist() for window, same in self._same.items()}

@@ -204,7 +204,7 @@ def evaluate_exit(
     clock = {"exit": 0.0, "all": 0.0}
     for batch in batches:
         x = checked_inputs(net.graph, inputs_of(batch, count))
-        logits = check_logits(task.logits(forward(net.graph, x)))
+        logits = check_logits(task.readout(forward(net.graph, x)))
         targets = task.check(logits, target_of(batch, count))
         given = tuple(x) if count > 1 else x[0]
         early, late = (_Counts(meter, steps, len(targets)) for _ in range(2))
@@ -212,10 +212,10 @@ def evaluate_exit(
         run = run_with_exit(net, given, policy, task=task, chunk=chunk, max_memory=max_memory, probe=early.probe)
         clock["exit"] += time.perf_counter() - began
         began = time.perf_counter()
-        outputs = task.logits(simulate(net, given, steps, max_memory=max_memory, probe=late.probe_all).outputs)
+        outputs = task.readout(simulate(net, given, steps, max_memory=max_memory, probe=late.probe_all).outputs)
         clock["all"] += time.perf_counter() - began
         ann += int((logits.argmax(1) == targets).sum())
-        hits = (task.logits(run.readout).argmax(1) == targets).cpu()
+        hits = (task.readout(run.readout).argmax(1) == targets).cpu()
         exits += run.exits.bincount(minlength=steps + 1)[1:]
         right += run.exits[hits].bincount(minlength=steps + 1)[1:]
         start = policy.certainty.start

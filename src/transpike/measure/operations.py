@@ -87,7 +87,7 @@ def count_operations(graph: Graph, plan: Plan) -> Operations:
     macs = _dense_macs(graph)
     amplitudes = _amplitudes(graph, plan)
     driven = _spike_carrying(graph, set(amplitudes))
-    varying = {node.name for node in graph.body}
+    varying = _varying(graph)
     sizes = {node.name: node.numel() for node in graph.nodes}
     work = []
     for node in graph.nodes:
@@ -106,9 +106,14 @@ def count_operations(graph: Graph, plan: Plan) -> Operations:
     return Operations(tuple(work), tuple(amplitudes), amplitudes)
 
 
+def _varying(graph: Graph) -> set[str]:
+    """Values that are others at every step. The frames of a streamed input are, and carry no spikes."""
+    return {node.name for node in graph.body} | set(graph.streamed)
+
+
 def _graded_constants(graph: Graph) -> set[str]:
     """Values of the constant part that depend on the input: graded, unlike weights, sizes and index tensors."""
-    return data_dependent(graph) - {node.name for node in graph.body}
+    return data_dependent(graph) - _varying(graph)
 
 
 def _dense_macs(graph: Graph) -> dict[str, int]:
@@ -155,7 +160,7 @@ def _amplitudes(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
 
 def _spike_carrying(graph: Graph, sources: set[str]) -> set[str]:
     """Values that are sums of whole, perhaps scaled, spikes: what reaches a synapse without another in between."""
-    carrying, graded, varying = set(sources), _graded_constants(graph), {node.name for node in graph.body}
+    carrying, graded, varying = set(sources), _graded_constants(graph), _varying(graph)
     for node in graph.body:
         if node.name in carrying or node.role not in (Role.LINEAR, Role.SHAPE) or base_name(node.op) in SYNAPSES:
             continue
@@ -186,7 +191,7 @@ def synaptic_operations(graph: Graph, counts: Mapping[str, torch.Tensor]) -> dic
     samples, device = len(like), like.device
     received: dict[str, torch.Tensor] = {}
     env: dict[str, Any] = {}  # spike counts; None where graded values flow
-    varying, graded = {node.name for node in graph.body}, _graded_constants(graph)
+    varying, graded = _varying(graph), _graded_constants(graph)
     shapes = _constant_shapes(graph, samples)
     moving = _constants_of_moves(graph, samples, device)
 

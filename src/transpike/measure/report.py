@@ -17,18 +17,20 @@ __all__ = ["Report"]
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a spiking network is worth on some data. Shares are from 0 to 1; curves have one value per step.
+    """What a spiking network is worth on some data. Shares are from 0 to 1; curves have one value per measured step.
 
     Args:
         ann: the original network's metrics on the same samples.
-        curves: by window (plain, delayed, estimate, start...) and metric, the value at every number of steps.
-        agreement: by window, the share of samples given the ANN's class, at every number of steps.
+        curves: by window (plain, delayed, estimate, start...) and metric, the value at every measured step.
+        agreement: by window, how far answers are the ANN's (the share of samples given its class), at every measured step.
         delay: the estimated delay in steps.
         rates: by site, spikes per neuron and step. silent, saturated: by site, channels that never fired; channels
             in which more than 1 % of the units fired as much as they could at every step.
         energy: operations and energy. seconds: time spent in the ANN and in the simulation.
         origin: method, settings, calibration samples, hash of the weights, versions, engine.
         notes: what a user should know (dead channels, thresholds that have not converged).
+        measured: the steps at which metrics were computed, in order; empty: every step.
+        step_ms: milliseconds of a step where the input is a recording; None: steps have no duration.
     """
 
     network: str
@@ -50,6 +52,13 @@ class Report:
     seconds: Mapping[str, float]
     origin: Mapping[str, Any]
     notes: tuple[str, ...]
+    measured: tuple[int, ...] = ()
+    step_ms: float | None = None
+
+    @property
+    def points(self) -> Sequence[int]:
+        """The steps that the curves have values for."""
+        return self.measured or range(1, self.steps + 1)
 
     def at(self, t: int, window: str = "plain", metric: str | None = None) -> float:
         """The metric at ``t`` steps.
@@ -64,12 +73,14 @@ class Report:
         metric = self.better if metric is None else metric
         if metric not in self.curves[window]:
             raise DataError(f"there is no metric {metric!r}: choose from {', '.join(self.metrics)}")
-        return self.curves[window][metric][t - 1]
+        if t not in self.points:
+            raise DataError(f"{metric} was not measured at step {t}: choose from {', '.join(map(str, self.points))}")
+        return self.curves[window][metric][self.points.index(t)]
 
     def steps_to(self, share: float, window: str = "plain") -> int | None:
         """The fewest steps at which the metric reaches ``share`` of the ANN's, None if it never does."""
         goal = share * self.ann[self.better] - 1e-9  # reached is reached: 0.9 x 0.8 is above 0.72 by rounding
-        return next((t for t in range(1, self.steps + 1) if self.at(t, window) >= goal), None)
+        return next((t for t in self.points if self.at(t, window) >= goal), None)
 
     def sops_to(self, share: float, window: str = "plain") -> float | None:
         """Synaptic operations per sample at ``steps_to(share)``: SOP90 and SOP95 of the literature."""
@@ -83,6 +94,8 @@ class Report:
             "task": self.task,
             "steps": self.steps,
             "samples": self.samples,
+            "measured": list(self.points),
+            "step_ms": self.step_ms,
             "ann": dict(self.ann),
             **{metric: list(self.curves["plain"][metric]) for metric in self.metrics},
             "curves": {w: {m: list(v) for m, v in metrics.items()} for w, metrics in self.curves.items()},
@@ -100,6 +113,10 @@ class Report:
             "notes": list(self.notes),
         }
 
+    def _unit(self) -> str:
+        """The heading of the column of times, where steps have a duration."""
+        return "" if self.step_ms is None else "ms".rjust(10)
+
     def _target(self, share: float) -> dict[str, Any] | None:
         """Steps, operations, energy and frames per joule where ``share`` of the ANN's metric is reached."""
         t = self.steps_to(share)
@@ -110,11 +127,18 @@ class Report:
         lines = [
             f"{self.network}, {method}: {self.task}, {self.samples} samples, {self.steps} steps",
             f"  ANN {self.better} {self.ann[self.better]:.2%}; estimated delay {self.delay:.1f} steps",
-            "  " + "steps".rjust(9) + "".join(f"{w:>10}" for w in self.curves) + f"{'as ANN':>10}{'MSOP':>10}",
+            "  " + "steps".rjust(9) + "".join(f"{w:>10}" for w in self.curves) + f"{'as ANN':>10}{'MSOP':>10}{self._unit()}",
         ]
-        for t in milestones(self.steps):
+        shown = [t for t in milestones(self.steps) if t in self.points]
+        for t in shown:
             values = "".join(f"{self.at(t, w):>10.2%}" for w in self.curves)
-            lines.append(f"  {t:>9}{values}{self.agreement['plain'][t - 1]:>10.2%}{self.energy.sops[t - 1] / 1e6:>10.2f}")
+            same, sops = self.agreement["plain"][self.points.index(t)], self.energy.sops[t - 1] / 1e6
+            time = "" if self.step_ms is None else f"{t * self.step_ms:>10.4g}"
+            lines.append(f"  {t:>9}{values}{same:>10.2%}{sops:>10.2f}{time}")
+        for metric in self.metrics:
+            if metric != self.better:
+                values = ", ".join(f"{t}: {self.at(t, metric=metric):.2%}" for t in shown)
+                lines.append(f"  {metric}: ANN {self.ann[metric]:.2%}, plain by steps {values}")
         for name, share in (("SOP90", 0.90), ("SOP95", 0.95)):
             t, sops = self.steps_to(share), self.sops_to(share)
             reached = "not reached" if t is None or sops is None else f"{sops / 1e6:.2f} M synaptic operations at {t} steps"
@@ -158,7 +182,7 @@ def draw(reports: Sequence[Report], path: Path, labels: Sequence[str] | None = N
     first = reports[0]
     names = labels or [str(report.origin.get("method", "?")) for report in reports]
     for report, name in zip(reports, names, strict=True):
-        steps = range(1, report.steps + 1)
+        steps = report.points
         windows = report.curves if len(reports) == 1 else {"plain": report.curves["plain"]}
         for window, metrics in windows.items():
             label = window if len(reports) == 1 else name
@@ -169,8 +193,11 @@ def draw(reports: Sequence[Report], path: Path, labels: Sequence[str] | None = N
     ann = 100 * first.ann[first.better]
     by_steps.axhline(ann, color="black", linestyle=":", label="ANN")
     by_energy.plot([first.energy.ann_pj(CONSTANTS[0]) * 1e-6], [ann], "k*", label="ANN")
-    by_steps.set(xscale="log", xlabel="time steps", ylabel=f"{first.better} (%)", title=f"{first.network}: {first.samples} samples")
-    by_steps.set_xticks(milestones(first.steps), [str(t) for t in milestones(first.steps)], minor=False)
+    ticks = milestones(first.steps)
+    times = [str(t) if first.step_ms is None else f"{t * first.step_ms:.4g}" for t in ticks]
+    label = "time steps" if first.step_ms is None else "ms since the first event"
+    by_steps.set(xscale="log", xlabel=label, ylabel=f"{first.better} (%)", title=f"{first.network}: {first.samples} samples")
+    by_steps.set_xticks(ticks, times, minor=False)
     by_energy.set(
         xscale="log", xlabel="energy per sample (µJ, 45 nm CMOS)", ylabel=f"{first.better} (%)", title="accuracy and energy"
     )

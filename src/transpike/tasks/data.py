@@ -16,7 +16,7 @@ from torchvision import datasets, transforms
 
 from transpike.errors import DataError, SpecError
 
-__all__ = ["Augmented", "Counted", "Preparation", "digits", "loader_from"]
+__all__ = ["Augmented", "Counted", "Preparation", "Sources", "arrays_of", "digits", "loader_from"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,24 +41,34 @@ class Preparation:
     shuffle: bool = False
 
 
-def loader_from(spec: str, preparation: Preparation, factory: Callable[[str, str], Callable[..., Any]] | None = None) -> Any:
-    """Batches (input, class number) of the data called ``spec``.
+def loader_from(
+    spec: str,
+    preparation: Preparation,
+    factory: Callable[[str, str], Callable[..., Any]] | None = None,
+    *,
+    sources: Sources | None = None,
+    collate: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Batches (input, target) of the data called ``spec``; targets are class numbers unless a task has others.
 
     Args:
         spec: ``digits``, ``imagefolder:DIR`` (a folder of images per class), ``cifar10:DIR`` (the data set's python
             version, nothing is downloaded), ``npz:FILE`` (arrays x and y), or ``package.module:factory``.
         factory: finds the callable of the last form.
+        sources: the kinds of data, by name; those above if None. collate: how samples become a batch.
 
     Raises:
         SpecError: no such kind of data. DataError: it is not there, empty, or not readable.
     """
     kind, sign, where = spec.partition(":")
-    if kind in _SOURCES and (sign or kind == "digits"):
-        data = _SOURCES[kind](Path(where), preparation)
+    sources = SOURCES if sources is None else sources
+    if kind in sources and (sign or kind == "digits"):
+        data = sources[kind](where, preparation)
     elif sign and factory is not None:
         data = factory(spec, "data")()
     else:
-        raise SpecError(f"{spec!r} names no data: write digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory")
+        known = ", ".join(name if name == "digits" else f"{name}:{_PLACES.get(name, 'DIR')}" for name in sources)
+        raise SpecError(f"{spec!r} names no data: write {known} or package.module:factory")
     if not isinstance(data, Dataset):
         return data  # batches of the user's own making
     size = len(data)  # type: ignore[arg-type]
@@ -68,7 +78,7 @@ def loader_from(spec: str, preparation: Preparation, factory: Callable[[str, str
         if preparation.limit < 1:
             raise DataError(f"the limit is {preparation.limit}: use at least one sample")
         data = Subset(data, np.linspace(0, size - 1, preparation.limit).round().astype(int).tolist())
-    return DataLoader(data, batch_size=preparation.batch, shuffle=preparation.shuffle)
+    return DataLoader(data, batch_size=preparation.batch, shuffle=preparation.shuffle, collate_fn=collate)
 
 
 def digits(split: str) -> TensorDataset:
@@ -79,10 +89,6 @@ def digits(split: str) -> TensorDataset:
     test = torch.arange(len(x)) % 4 == 3
     chosen = test if split == "test" else ~test
     return TensorDataset(x[chosen], y[chosen])
-
-
-def _digits(path: Path, preparation: Preparation) -> Dataset[Any]:
-    return digits(preparation.split)
 
 
 def _image_folder(path: Path, preparation: Preparation) -> Dataset[Any]:
@@ -108,27 +114,41 @@ def _cifar10(path: Path, preparation: Preparation) -> Dataset[Any]:
         raise DataError(f"CIFAR-10 is not in {path}: put cifar-10-batches-py there ({error})") from error
 
 
-def _npz(path: Path, preparation: Preparation) -> Dataset[Any]:
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file.
+
+    Raises:
+        DataError: it is not there or not readable.
+    """
     if not path.is_file():
         raise DataError(f"there is no file {path}: check the path")
     try:
         with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves the file open if it is damaged
-            x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-    except KeyError as error:
-        raise DataError(f"{path} has no array {error}: save it with np.savez(file, x=inputs, y=classes)") from error
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _npz(path: Path, preparation: Preparation) -> Dataset[Any]:
+    arrays = arrays_of(path)
+    if missing := [key for key in "xy" if key not in arrays]:
+        raise DataError(f"{path} has no array {missing[0]!r}: save it with np.savez(file, x=inputs, y=classes)")
+    x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     if len(x) != len(y):
         raise DataError(f"{path} has {len(x)} inputs and {len(y)} classes: one class number per input")
     return TensorDataset(x.float(), y.long())
 
 
-_SOURCES: Mapping[str, Callable[[Path, Preparation], Dataset[Any]]] = {
-    "cifar10": _cifar10,
-    "digits": _digits,
-    "imagefolder": _image_folder,
-    "npz": _npz,
+# by name: what stands behind the colon, and how it is to be prepared, to samples
+Sources = Mapping[str, Callable[[str, Preparation], Dataset[Any]]]
+
+SOURCES: Sources = {
+    "digits": lambda where, preparation: digits(preparation.split),
+    "imagefolder": lambda where, preparation: _image_folder(Path(where), preparation),
+    "cifar10": lambda where, preparation: _cifar10(Path(where), preparation),
+    "npz": lambda where, preparation: _npz(Path(where), preparation),
 }
+_PLACES = {"npz": "FILE", "coco": "IMAGES,ANNOTATIONS.json"}  # what stands behind a colon, where it is no folder
 
 
 class Augmented:
