@@ -20,14 +20,16 @@ import transpike
 from transpike import console
 from transpike.console import guarded, out
 from transpike.demo import Trial, comparison, run_demo
+from transpike.engines.program import check_engine
 from transpike.errors import SpecError
 from transpike.graph.capture import Pooling
 from transpike.measure.accuracy import Classification
+from transpike.measure.count_curve import count_curve
 from transpike.measure.early_exit import Certainty, Statistic, record
 from transpike.measure.energy import energy as measure_energy
 from transpike.measure.exit_report import evaluate_exit
 from transpike.measure.exit_thresholds import levelled, risk_controlled
-from transpike.measure.report import Report
+from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
@@ -56,6 +58,8 @@ Size = Annotated[int, typer.Option(min=1, help="image folders: side of the squar
 Mean = Annotated[str | None, typer.Option(help="image data: mean of each channel, as 0.485,0.456,0.406")]
 Std = Annotated[str | None, typer.Option(help="image data: standard deviation of each channel")]
 Steps = Annotated[int, typer.Option(min=1, help="time steps")]
+Engine = Annotated[str, typer.Option(help="auto, dense or events; evaluate also takes counts (parallel neurons)")]
+Threads = Annotated[int | None, typer.Option(min=1, help="processor cores to use; default: all")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
@@ -176,6 +180,9 @@ def evaluate(
     exit_confidence: Annotated[float, typer.Option(help="the confidence that they lose no more")] = 0.95,
     task: TaskName = "classification",
     options: Options = None,
+    engine: Engine = "auto",
+    threads: Threads = None,
+    profile: Annotated[bool, typer.Option("--profile", help="also print what ran where: time, density, engine by layer")] = False,
     batch: Batch = 100,
     limit: Limit = None,
     size: Size = 224,
@@ -188,11 +195,18 @@ def evaluate(
         raise SpecError("--exit and --exit-data go together: exits are chosen on labelled data of their own")
     if leave is not None and start:
         raise SpecError("--exit reads out from the first step on: drop --start")
+    if engine == "counts" and (leave is not None or start or profile or output is not None):
+        raise SpecError("--engine counts gives a curve alone: drop --exit, --start, --profile and --output")
+    check_engine(engine if engine != "counts" else "auto")
+    if threads is not None:
+        torch.set_num_threads(threads)
     preparation = _preparation(batch, limit, size, mean, std, "test")
     kind = task_from(task, options or [], preparation)
     single = kind.task if isinstance(kind.task, Classification) else None
     if leave is not None and single is None:
         raise SpecError(f"--exit asks how sure one answer per sample is: {task} has many answers, or several samples for one")
+    if engine == "counts" and single is None:
+        raise SpecError(f"--engine counts measures one class per sample: {task} needs another engine")
     net = transpike.load(network)
     net = net.streamed() if kind.streamed else net
     loader = _loader(data, kind, preparation)
@@ -211,8 +225,12 @@ def evaluate(
             tick(samples - done)
             done = samples
 
+        if engine == "counts":
+            console.show(count_curve(net, loader, milestones(steps), task=single, progress=advance), as_json)
+            return
         if policy is None:
-            report = transpike.evaluate(net, loader, steps, task=kind.task, starts=tuple(start or ()), progress=advance)
+            starts = tuple(start or ())
+            report = transpike.evaluate(net, loader, steps, task=kind.task, starts=starts, engine=engine, progress=advance)
         else:
             report = evaluate_exit(net, loader, policy, task=single, progress=advance)
     if output is not None:
@@ -220,6 +238,8 @@ def evaluate(
         if kind.picture is not None:
             kind.picture(net, next(iter(loader)), steps, output / "examples.png")
     console.show(report, as_json)
+    if profile and not as_json and isinstance(report, Report):
+        _profile(report)
 
 
 @app.command()
@@ -289,6 +309,14 @@ def demo(
     for remark in remarks:
         out.print(remark, highlight=False)
     out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
+
+
+def _profile(report: Report) -> None:
+    table = Table("layer", "engine", "seconds", "density", "operations", box=None, pad_edge=False)
+    for row in report.profile:
+        density = "" if row["density"] is None else f"{row['density']:.1%}"
+        table.add_row(row["layer"], row["engine"], f"{row['seconds']:.2f}", density, f"{row['operations']:.2e}")
+    out.print(table)
 
 
 def _shape(text: str) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from transpike.engines.executor import bytes_per_sample
-from transpike.errors import DataError
+from transpike.engines.trace import Trace
+from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs, inputs_of, peek, target_of
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph
@@ -49,6 +50,7 @@ def evaluate(
     Args:
         loader: pairs (input, target).
         task: what is measured, `Classification` by default.
+        engine: as for `simulate`, but for "counts", which has no steps to measure between (`count_curve` does without).
         progress: called with the number of samples done.
 
     Raises:
@@ -60,6 +62,8 @@ def evaluate(
     """
     if steps < 1:
         raise DataError(f"steps is {steps}: simulate at least one step")
+    if engine == "counts":
+        raise SpecError("evaluate measures every step, engine='counts' has none: use count_curve, or another engine")
     if wrong := [s for s in starts if not 0 <= s < steps]:
         raise DataError(f"starts {wrong}: the read-out may leave out 0 to {steps - 1} of {steps} steps")
     task = task or Classification()
@@ -72,7 +76,7 @@ def evaluate(
     held = max_memory or _HELD_BYTES
     at_once = max(1, held // max(1, 2 * bytes_per_sample(graph, plan, steps)))
     saturated: dict[str, torch.Tensor] = {}
-    clock = {"ann": 0.0, "snn": 0.0}
+    clock, trace = {"ann": 0.0, "snn": 0.0}, Trace()
     samples = 0
     for batch in batches:
         inputs = checked_inputs(graph, inputs_of(batch, count))
@@ -87,6 +91,7 @@ def evaluate(
             x = tuple(part) if count > 1 else part[0]
             run = simulate(net, x, steps, engine=engine, max_memory=max_memory, probe=meter.probe)
             clock["snn"] += time.perf_counter() - began
+            trace.add(run.trace)
             tally.add(ann, task.readout(run.outputs), wanted, len(part[0]))
             for site in graph.sites:
                 full = _saturated(run.spikes[site.name], plan.sites[site.name].cap, steps).sum(0)
@@ -120,6 +125,7 @@ def evaluate(
         notes=plan.notes,
         measured=tally.measured,
         step_ms=task.step_ms,
+        profile=tuple(trace.rows()),
     )
 
 

@@ -31,6 +31,7 @@ class Report:
         notes: what a user should know (dead channels, thresholds that have not converged).
         measured: the steps at which metrics were computed, in order; empty: every step.
         step_ms: milliseconds of a step where the input is a recording; None: steps have no duration.
+        profile: what ran where: by layer its engine, seconds, density and operations.
     """
 
     network: str
@@ -54,6 +55,7 @@ class Report:
     notes: tuple[str, ...]
     measured: tuple[int, ...] = ()
     step_ms: float | None = None
+    profile: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def points(self) -> Sequence[int]:
@@ -111,6 +113,7 @@ class Report:
             "seconds": dict(self.seconds),
             "origin": dict(self.origin),
             "notes": list(self.notes),
+            "profile": [dict(row) for row in self.profile],
         }
 
     def _unit(self) -> str:
