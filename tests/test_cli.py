@@ -39,6 +39,28 @@ def npz(path: Path, x: np.ndarray, y: np.ndarray | None = None) -> str:
     return f"npz:{path}"
 
 
+def test_engines_and_a_profile(converted: Path, capsys, tmp_path: Path) -> None:
+    shared = ["evaluate", str(converted), "--data", "digits", "--steps", "4", "--limit", "100"]
+    code, out, err = run(capsys, *shared, "--engine", "events", "--profile", "--threads", "1")
+    assert code == 0, err
+    table = out[out.rindex("layer") :].splitlines()
+    assert len(table) > 1 and all("events" in line for line in table[1:] if line)
+    code, out, err = run(capsys, *shared, "--json", "--engine", "auto")
+    assert code == 0 and json.loads(out)["profile"][0]["seconds"] > 0
+    code, _, err = run(capsys, *shared, "--engine", "warp")
+    assert code == 2 and one_line(err) and "choose from auto" in err
+    code, _, err = run(capsys, *shared, "--engine", "counts", "--profile")
+    assert code == 2 and one_line(err) and "a curve alone" in err
+    code, _, err = run(capsys, *shared, "--engine", "counts")
+    assert code == 2 and one_line(err) and "parallel neurons" in err
+    net = tmp_path / "parallel.spike"
+    assert run(capsys, "convert", SPIKING, "--data", "digits", "--method", "Parallel", "--set", "steps=8", "-o", str(net))[0] == 0
+    code, out, err = run(capsys, "evaluate", str(net), "--data", "digits", "--steps", "8", "--engine", "counts", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["at"] == [1, 2, 4, 8] and found["values"]["top1"][-1] > 0.8
+
+
 def test_convert_then_evaluate_reports_accuracy_near_the_ann(converted: Path, capsys, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     code, out, _ = run(capsys, "evaluate", str(converted), "--data", "digits", "--steps", "16", "--json", "-o", str(folder))
@@ -217,7 +239,8 @@ def test_weights_that_do_not_fit_say_so(capsys, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "x.spike"
-    code = "import transpike.methods.ltb, transpike.cli as c; print('ready', flush=True); c.run()"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # shells deafen what runs behind them
+    code = f"{heard}; import transpike.methods.ltb, transpike.cli as c; print('ready', flush=True); c.run()"
     arguments = ["convert", SPIKING, "--data", "digits", "--set", "iterations=100000000", "-o", str(path)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
@@ -226,7 +249,10 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     process.stdout.readline()
     time.sleep(4)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing is left behind if it did not hear
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
