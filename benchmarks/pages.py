@@ -102,6 +102,36 @@ def tasks_table(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
+ENGINES = """
+## Engines and peers
+
+Time of 32 steps over (32 x the network's own float32 forward pass at its best batch size), medians of rounds in one run with
+everything interleaved; lower is faster (`python -m benchmarks.engines`). Peers: SpikingJelly 2.0 with its own conversion, snnTorch
+and sinabs with their neurons in the place of rectifiers, all on the network rewritten with modules.
+
+![Engines and peers](speed.png)
+"""
+
+
+def engines_table(networks: dict[str, Any]) -> list[str]:
+    """Ratios of every engine and peer, then what holds for ResNet-20 alone."""
+    names = list(dict.fromkeys(name for found in networks.values() for name in found["ratios"]))
+    lines = [ENGINES, "| network | " + " | ".join(names) + " | share of the roof |", "|---|" + "---:|" * (len(names) + 1)]
+    for network, found in networks.items():
+        cells = " | ".join(f"{found['ratios'][name]:.2f}" if name in found["ratios"] else "" for name in names)
+        lines.append(f"| {network} | {cells} | {found['sops_per_second'] / found['peak_macs_per_second']:.1%} |")
+    lines += ["", "Roof: synaptic operations per second of `auto` over the multiply-accumulates per second of a matrix product."]
+    for found in networks.values():
+        if "counts" in found:
+            shown = ", ".join(f"{name} {value:.2f}" for name, value in found["counts"].items())
+            lines += ["", f"Count space, forward passes in all (curve: 1, 2, 4, ..., 64 steps): {shown}."]
+        if "scaling" in found:
+            batches = ", ".join(f"{b}: {r:.2f}" for b, r in found["scaling"]["auto_by_batch"].items())
+            ratio = found["scaling"]["256_to_128"]
+            lines += ["", f"`auto` by batch size (to the forward pass at that size): {batches}; 256 steps take {ratio:.2f} x 128."]
+    return lines
+
+
 def measured_page() -> str:
     """docs/measured.md: the figures behind the claims."""
     accuracy, convergence, speed, memory = (read(name) for name in ("accuracy", "convergence", "speed", "memory"))
@@ -133,6 +163,8 @@ def measured_page() -> str:
             f"- LTB calibration: {speed['ltb']['ratio']:.2f} x the forward over the same batches",
             f"- capture of ResNet-50: {sorted(speed['capture_resnet50']['seconds'])[1]:.1f} s",
         ]
+    if engines := read("engines"):
+        lines += engines_table(engines["networks"])
     if memory:
         budget = f"ResNet-34, 224 × 224, batch 8, max_memory {memory['budget'] >> 20} MiB; peak resident size of the process:"
         lines += ["", "## Memory", "", budget, ""]

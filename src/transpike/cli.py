@@ -33,7 +33,7 @@ from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
-from transpike.specs import import_factory, method_from, model_from, task_from
+from transpike.specs import import_factory, method_from, model_from, shape_from, task_from
 from transpike.spiking.store import write_file
 from transpike.tasks.catalog import Kind
 from transpike.tasks.data import Augmented, Counted, Preparation, loader_from
@@ -77,7 +77,7 @@ def inspect(
     if model.endswith(".spike"):
         found = transpike.inspect(transpike.load(model))
     else:
-        example = torch.zeros(1, *_shape(shape))
+        example = torch.zeros(1, *shape_from(shape))
         part = task_from(task).core(model_from(model, weights))
         found = transpike.inspect(transpike.capture(part, example, pooling=pooling))
     console.show(found, as_json)
@@ -239,7 +239,7 @@ def evaluate(
             kind.picture(net, next(iter(loader)), steps, output / "examples.png")
     console.show(report, as_json)
     if profile and not as_json and isinstance(report, Report):
-        _profile(report)
+        console.profile(report.profile)
 
 
 @app.command()
@@ -309,24 +309,6 @@ def demo(
     for remark in remarks:
         out.print(remark, highlight=False)
     out.print(f"reports and curves are in {output}/ (curves.png, summary.json, one folder per method)", highlight=False)
-
-
-def _profile(report: Report) -> None:
-    table = Table("layer", "engine", "seconds", "density", "operations", box=None, pad_edge=False)
-    for row in report.profile:
-        density = "" if row["density"] is None else f"{row['density']:.1%}"
-        table.add_row(row["layer"], row["engine"], f"{row['seconds']:.2f}", density, f"{row['operations']:.2e}")
-    out.print(table)
-
-
-def _shape(text: str) -> list[int]:
-    try:
-        shape = [int(size) for size in text.lower().split("x")]
-    except ValueError:
-        shape = []
-    if not shape or min(shape) < 1:
-        raise SpecError(f"--input {text!r} is no shape: write 3x224x224")
-    return shape
 
 
 def _loader(data: str, kind: Kind, preparation: Preparation) -> Any:

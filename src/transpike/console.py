@@ -6,17 +6,18 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from transpike.errors import SpecError, TranspikeError
 
-__all__ = ["about", "err", "guarded", "notes", "out", "progress", "samples", "settings", "show"]
+__all__ = ["about", "err", "guarded", "notes", "out", "profile", "progress", "samples", "settings", "show"]
 
 out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
@@ -50,6 +51,15 @@ def notes(found: tuple[str, ...]) -> None:
     """What a user should know, one line each."""
     for note in found:
         out.print(f"note: {note}", highlight=False, markup=False)
+
+
+def profile(rows: Iterable[Mapping[str, Any]]) -> None:
+    """What ran where, as a table."""
+    table = Table("layer", "engine", "seconds", "density", "operations", box=None, pad_edge=False)
+    for row in rows:
+        density = "" if row["density"] is None else f"{row['density']:.1%}"
+        table.add_row(row["layer"], row["engine"], f"{row['seconds']:.2f}", density, f"{row['operations']:.2e}")
+    out.print(table)
 
 
 def about(cls: type) -> str:

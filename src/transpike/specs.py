@@ -27,7 +27,7 @@ from transpike.tasks.catalog import TASKS, Kind, Settings
 from transpike.tasks.data import Preparation
 from transpike.tasks.detectors import is_known
 
-__all__ = ["import_factory", "method_from", "model_from", "task_from"]
+__all__ = ["import_factory", "method_from", "model_from", "shape_from", "task_from"]
 
 
 def method_from(name: str, settings: Iterable[str] = ()) -> Method:
@@ -233,3 +233,18 @@ def import_factory(spec: str, what: str) -> Callable[..., Any]:
 
 def _callables(module: types.ModuleType) -> Sequence[str]:
     return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+
+
+def shape_from(text: str) -> list[int]:
+    """The shape of one input, written 3x224x224.
+
+    Raises:
+        SpecError: it is not written so.
+    """
+    try:
+        shape = [int(size) for size in text.lower().split("x")]
+    except ValueError:
+        shape = []
+    if not shape or min(shape) < 1:
+        raise SpecError(f"--input {text!r} is no shape: write 3x224x224")
+    return shape

@@ -9,6 +9,7 @@ the mean of any other operation's output the function of the means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import chunking
-from transpike.engines.executor import Run
+from transpike.engines.dense import memory_order
+from transpike.engines.kernels import count_levels, threads_for
+from transpike.engines.run import Run
 from transpike.engines.samples import empty_like
 from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs
@@ -89,6 +92,8 @@ def in_counts(
 
     def at_site(site: Site, z: torch.Tensor) -> torch.Tensor:
         params = plan.sites[site.name]
+        if look is None and z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
+            return _levels(site, params, z, steps)
         n = count(site, params, z, steps)
         if look is not None:
             look(site, z, n)
@@ -96,6 +101,29 @@ def in_counts(
         return n.mul_(expand(params.worth, site) / steps)
 
     return forward(graph.with_params({**graph.params, **plan.params}), inputs, at_site)
+
+
+def _levels(site: Site, params: SiteParams, z: torch.Tensor, steps: int) -> torch.Tensor:
+    """`count` and its mean output in one pass over memory, in place where ``z`` lies in one piece."""
+    order = memory_order(z, 0, len(site.shape))
+    inside = z.permute(0, *(axis + 1 for axis in order)).contiguous()
+
+    def flat(x: torch.Tensor) -> Any:
+        return expand(x, site).permute(order).reshape(-1).to(z.dtype).numpy()
+
+    number = flat(params.threshold).dtype.type
+    most = math.inf if params.cap is None else params.cap * steps
+    with threads_for(z.numel()):
+        count_levels(
+            inside.view(len(z), -1).numpy(),
+            flat(params.threshold),
+            flat(params.worth) / number(steps),
+            flat(params.current),
+            flat(params.v_init),
+            number(steps),
+            number(most),
+        )
+    return inside.permute(0, *(order.index(axis) + 1 for axis in range(len(order))))
 
 
 def simulate_counts(

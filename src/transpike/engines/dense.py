@@ -18,7 +18,7 @@ from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
 from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
-__all__ = ["DensePopulation"]
+__all__ = ["DensePopulation", "memory_order"]
 
 
 class DensePopulation:
@@ -37,7 +37,7 @@ class DensePopulation:
         shared: dict[Any, Any] | None = None,
     ) -> None:
         self._site, self._params, self._samples, self._axis = site, params, samples, batch_axis
-        self._order = _memory_order(like, batch_axis, len(site.shape))  # axes of one sample, outermost in memory first
+        self._order = memory_order(like, batch_axis, len(site.shape))  # axes of one sample, outermost in memory first
         device, dtype = like.device, like.dtype
         state = (samples, site.units)
         numbers = {} if shared is None else shared
@@ -57,7 +57,7 @@ class DensePopulation:
             current: steps x samples along the batch axis; samples only if ``constant``.
             overwrite: may the memory of ``current`` hold the result?
         """
-        x = self._units_in_memory_order(current)  # [steps] x samples, units
+        x = self._units_inmemory_order(current)  # [steps] x samples, units
         if self._params.kind is NeuronKind.PARALLEL:
             return self._logical(self._all_at_once(x, steps, constant), current)
         if self._params.kind is NeuronKind.OFFSET:
@@ -195,7 +195,7 @@ class DensePopulation:
         """A parameter as one value per unit, in memory order."""
         return expand(x, self._site).permute(self._order).reshape(-1).contiguous()
 
-    def _units_in_memory_order(self, x: torch.Tensor) -> torch.Tensor:
+    def _units_inmemory_order(self, x: torch.Tensor) -> torch.Tensor:
         x = _batch_first(x, self._axis, self._site.shape)
         return x.permute(0, *(axis + 1 for axis in self._order)).contiguous().view(len(x), -1)
 
@@ -214,7 +214,8 @@ def _batch_first(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Te
     return x.movedim(axis, 0).reshape(-1, *shape)
 
 
-def _memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, ...]:
+def memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, ...]:
+    """Axes of one sample of the site, outermost in memory first."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
     if last is not None and batch_axis == 0 and rank == like.dim() - 1 and like.is_contiguous(memory_format=last):
         return (*range(1, rank), 0)

@@ -8,8 +8,7 @@ the number of steps nor the size of a chunk changes a result.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +20,8 @@ from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.events import Synapse, frames_of
 from transpike.engines.program import ENGINES, Program, check_engine
-from transpike.engines.samples import empty_like, keep_samples
+from transpike.engines.run import Run, place, room_for
+from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
 from transpike.errors import DataError
 from transpike.graph.batches import check_frames, checked_inputs
@@ -47,40 +47,6 @@ class Population(Protocol):
 
 # a site, its numbers, samples, batch axis, a current of the kind to come, and what populations of one run share
 NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor, dict[Any, Any]], Population]
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a simulation gave.
-
-    Args:
-        steps: number of time steps T.
-        outputs: the read-out of every step, in the network's own output structure; tensors are T N ...
-        spikes: by site, how many spikes (of either sign) each unit of each sample emitted. N *site
-        net: by site, spikes less those taken back; equal to ``spikes`` for unsigned neurons. N *site
-        membranes: by site, the final membrane potentials in activation units. N *site
-        trace: what ran where: time, density and engine of every layer.
-    """
-
-    steps: int
-    outputs: Any
-    spikes: Mapping[str, torch.Tensor]
-    net: Mapping[str, torch.Tensor]
-    membranes: Mapping[str, torch.Tensor]
-    trace: Trace = field(default_factory=Trace)
-
-    def readout(self, t: int | None = None, start: int = 0) -> Any:
-        """The mean read-out over steps ``start + 1 .. t``, in the network's own output structure.
-
-        ``o(start, t) = 1 / (t - start) sum_(tau = start + 1)^t y(tau)``
-
-        Raises:
-            DataError: an empty window or one beyond the steps that were run.
-        """
-        t = self.steps if t is None else t
-        if not 0 <= start < t <= self.steps:
-            raise DataError(f"no read-out over steps {start + 1}..{t}: the run has steps 1..{self.steps}, start < t")
-        return map_tree(lambda y: y[start:t].mean(0), self.outputs)
 
 
 def simulate(
@@ -133,8 +99,8 @@ def simulate(
             part = MicroBatch(program, some, first, probe, population or DensePopulation).run(steps, per_chunk)
             if per_run >= samples:
                 return part
-            result = _room(part, samples, axes) if result is None else result
-            _place(part, result, first, samples, axes)
+            result = room_for(part, samples, axes) if result is None else result
+            place(part, result, first, samples, axes)
             del part  # before the next one needs its room
     assert result is not None
     return result
@@ -262,12 +228,15 @@ class MicroBatch:
         constant = joined.other in self._constants
         other = None if joined.other is None else self._constants[joined.other] if constant else env[joined.other]
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
-            if self._by_events(synapse, x, layer):
+            by_events = self._by_events(synapse, x, layer)
+            if by_events and self._samples * synapse.blocks >= torch.get_num_threads():
                 like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
                 return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
-            current = call(joined.synapse, env, frames, self._device)
+            # there a thread works on all steps of a sample; of too few samples each thread takes some steps' currents instead
+            weights = self._weights(synapse) if by_events else None
+            current = call(joined.synapse, env, frames, self._device) if weights is None else synapse.currents(x, weights)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
@@ -336,34 +305,3 @@ class _ChunkValues(dict[str, Any]):
 
 
 _LOOKS, _LOOKED = 16, 1024  # parts of a chunk whose density is measured, and how many inputs each has
-
-
-def _room(part: Run, samples: int, axes: Sequence[int]) -> Run:
-    """An empty run of ``samples`` samples for parts like ``part``; ``axes`` are the batch axes of the outputs."""
-
-    def wider(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        return empty_like(x, axis, samples * x.shape[axis] // count)
-
-    count = len(next(iter(part.spikes.values()))) if part.spikes else next(_leaves(part.outputs)).shape[axes[0]]
-    rooms = iter([wider(x, axis) for x, axis in zip(_leaves(part.outputs), axes, strict=True)])
-    spikes = {name: wider(x) for name, x in part.spikes.items()}
-    net = {n: spikes[n] if x.data_ptr() == part.spikes[n].data_ptr() else wider(x) for n, x in part.net.items()}
-    membranes = {name: wider(x) for name, x in part.membranes.items()}
-    return Run(part.steps, map_tree(lambda _: next(rooms), part.outputs), spikes, net, membranes)  # its trace is filled in
-
-
-def _place(part: Run, whole: Run, first: int, samples: int, axes: Sequence[int]) -> None:
-    """Copy ``part``, whose first sample is the run's sample ``first``, to its place."""
-    whole.trace.add(part.trace)
-    for x, room, axis in zip(_leaves(part.outputs), _leaves(whole.outputs), axes, strict=True):
-        rows = room.shape[axis] // samples * first
-        room.narrow(axis, rows, x.shape[axis]).copy_(x)
-    for mine, room in ((part.spikes, whole.spikes), (part.net, whole.net), (part.membranes, whole.membranes)):
-        for name, x in mine.items():
-            room[name][first : first + len(x)] = x
-
-
-def _leaves(tree: Any) -> Iterator[torch.Tensor]:
-    collected: list[torch.Tensor] = []
-    map_tree(collected.append, tree)
-    return iter(collected)

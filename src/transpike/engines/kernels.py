@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange, set_num_threads
 
-__all__ = ["fire", "threads_for"]
+__all__ = ["count_levels", "fire", "threads_for"]
 
 _BLOCK = 1024  # units
 _WORTH_THREADS = 1 << 17  # elements
@@ -95,3 +95,22 @@ def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units
         if signed:
             for i in range(size):
                 sent[start + i] = net[i]
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def count_levels(z, theta, share, extra, v, steps, most):
+    """Mean currents ``z`` (samples, units) become mean outputs in place; what `parallel_count` counts, times ``share``.
+
+    Args:
+        share: what one spike adds to the mean output. most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
+    """
+    zero, samples, units = z.dtype.type(0), z.shape[0], z.shape[1]
+    blocks = (units + _BLOCK - 1) // _BLOCK
+    for job in prange(samples * blocks):
+        n, low = job // blocks, (job % blocks) * _BLOCK
+        high = min(low + _BLOCK, units)
+        row = z[n, low:high]
+        th, sh, ex, vv = theta[low:high], share[low:high], extra[low:high], v[low:high]
+        for i in range(high - low):
+            count = np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i])
+            row[i] = min(max(count, zero), most) * sh[i]
