@@ -96,7 +96,6 @@ def test_the_engine_gives_what_frames_give_at_the_steps_asked_for(name: str, opt
         torch.testing.assert_close(run.readout(t), frames.readout(), rtol=0, atol=1e-5)
     for site in run.net:
         assert torch.equal(run.net[site], frames.net[site])
-        torch.testing.assert_close(run.membranes[site], frames.membranes[site], rtol=0, atol=1e-4)
     net.steps = 4  # calling the network takes the short way
     torch.testing.assert_close(net(x), run.readout(4), rtol=0, atol=0)
 

@@ -37,7 +37,7 @@ class CountRun(Run):
     """What passes in count space gave. ``outputs`` are mean read-outs, one row for each number of steps in ``at``.
 
     ``spikes`` and ``net`` are both the counts after the last of them: what a signed neuron sent too early and took back
-    does not show.
+    does not show. There are no membrane potentials.
 
     Args:
         at: the numbers of steps that were asked for, rising.
@@ -84,46 +84,65 @@ def in_counts(
     Raises:
         SpecError: a neuron whose count depends on when its charge arrives.
     """
+    _check_serves(graph, plan)
+
+    def at_site(site: Site, z: torch.Tensor) -> torch.Tensor:
+        params = plan.sites[site.name]
+        if look is None:
+            return _levels(site, params, z, steps, None, {})
+        n = count(site, params, z, steps)
+        look(site, z, n)
+        return n * (expand(params.worth, site) / steps)
+
+    return forward(graph.with_params({**graph.params, **plan.params}), inputs, at_site)
+
+
+def _check_serves(graph: Graph, plan: Plan) -> None:
     if not counts_serve(graph, plan):
         raise SpecError(
             "the count engine runs parallel neurons and signed neurons without a cap, and no pooling of currents: "
             "this network has others, choose engine='dense'"
         )
 
-    def at_site(site: Site, z: torch.Tensor) -> torch.Tensor:
-        params = plan.sites[site.name]
-        if look is None and z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
-            return _levels(site, params, z, steps)
+
+def _levels(
+    site: Site, params: SiteParams, z: torch.Tensor, steps: int, counts: torch.Tensor | None, numbers: dict[Any, Any]
+) -> torch.Tensor:
+    """The mean output for mean currents ``z`` (N *site, overwritten), the spikes into ``counts``: one pass over memory.
+
+    ``numbers`` keeps the parameters of each site in memory order.
+    """
+    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
         n = count(site, params, z, steps)
-        if look is not None:
-            look(site, z, n)
-            n = n.clone()
+        if counts is not None:
+            counts.copy_(n)
         return n.mul_(expand(params.worth, site) / steps)
-
-    return forward(graph.with_params({**graph.params, **plan.params}), inputs, at_site)
-
-
-def _levels(site: Site, params: SiteParams, z: torch.Tensor, steps: int) -> torch.Tensor:
-    """`count` and its mean output in one pass over memory, in place where ``z`` lies in one piece."""
     order = memory_order(z, 0, len(site.shape))
-    inside = z.permute(0, *(axis + 1 for axis in order)).contiguous()
+    there, back = (0, *(axis + 1 for axis in order)), (0, *(order.index(axis) + 1 for axis in range(len(order))))
+    inside = z.permute(there).contiguous()
+    room = torch.empty(0, 0, dtype=z.dtype) if counts is None else counts.permute(there)
+    kept = room if room.is_contiguous() else torch.empty_like(inside)
 
-    def flat(x: torch.Tensor) -> Any:
-        return expand(x, site).permute(order).reshape(-1).to(z.dtype).numpy()
-
-    number = flat(params.threshold).dtype.type
+    if (site.name, order) not in numbers:
+        fields = (params.threshold, params.worth, params.current, params.v_init)
+        numbers[site.name, order] = [expand(x, site).permute(order).reshape(-1).to(z.dtype).numpy() for x in fields]
+    theta, worth, extra, v_init = numbers[site.name, order]
+    number = theta.dtype.type
     most = math.inf if params.cap is None else params.cap * steps
     with threads_for(z.numel()):
         count_levels(
             inside.view(len(z), -1).numpy(),
-            flat(params.threshold),
-            flat(params.worth) / number(steps),
-            flat(params.current),
-            flat(params.v_init),
+            theta,
+            worth / number(steps),
+            extra,
+            v_init,
             number(steps),
             number(most),
+            kept.view(len(kept), -1).numpy() if counts is not None else kept.numpy(),
         )
-    return inside.permute(0, *(order.index(axis) + 1 for axis in range(len(order))))
+    if kept is not room:
+        room.copy_(kept)
+    return inside.permute(back)
 
 
 def simulate_counts(
@@ -145,31 +164,30 @@ def simulate_counts(
     if not at or min(at) < 1:
         raise DataError(f"steps are {list(at)}: ask for the read-out after at least one step")
     keep_freed_memory()
-    times = tuple(sorted(set(at)))
+    _check_serves(graph, plan)
+    times, changed = tuple(sorted(set(at))), graph.with_params({**graph.params, **plan.params})
     inputs = checked_inputs(graph, inputs)
     samples = len(inputs[0])
     _, per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size())
     counts: dict[str, torch.Tensor] = {}
-    membranes: dict[str, torch.Tensor] = {}
+    numbers: dict[Any, Any] = {}
     leaves: list[list[torch.Tensor]] = [[] for _ in times]
     for first in range(0, samples, per_pass):
         some = [x[first : first + per_pass] for x in inputs]
 
-        def keep(site: Site, mean: torch.Tensor, n: torch.Tensor, first: int = first) -> None:
-            params = plan.sites[site.name]
-            theta, v_init, current = (expand(x, site) for x in (params.threshold, params.v_init, params.current))
-            left = (mean + current).mul_(times[-1]).add_(v_init).sub_(theta * n)
-            for room, x in ((counts, n), (membranes, left)):
-                if site.name not in room:
-                    room[site.name] = empty_like(x, 0, samples)
-                room[site.name][first : first + len(x)] = x
+        def at_site(site: Site, z: torch.Tensor, t: int, first: int = first) -> torch.Tensor:
+            if t < times[-1]:
+                return _levels(site, plan.sites[site.name], z, t, None, numbers)
+            if site.name not in counts:
+                counts[site.name] = empty_like(z, 0, samples)
+            return _levels(site, plan.sites[site.name], z, t, counts[site.name][first : first + len(z)], numbers)
 
         for k, t in enumerate(times):
-            read = in_counts(graph, plan, some, t, keep if t == times[-1] else None)
+            read = forward(changed, some, lambda site, z, t=t: at_site(site, z, t))
             collected: list[torch.Tensor] = []
             map_tree(collected.append, read)
             leaves[k].extend(collected)
     width = len(leaves[0]) // -(-samples // per_pass)
     rows = [torch.stack([torch.cat(found[i::width]) for found in leaves]) for i in range(width)]
     numbers = iter(rows)
-    return CountRun(times[-1], map_tree(lambda _: next(numbers), graph.outputs), counts, counts, membranes, at=times)
+    return CountRun(times[-1], map_tree(lambda _: next(numbers), graph.outputs), counts, counts, {}, at=times)

@@ -98,11 +98,12 @@ def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def count_levels(z, theta, share, extra, v, steps, most):
+def count_levels(z, theta, share, extra, v, steps, most, counts):
     """Mean currents ``z`` (samples, units) become mean outputs in place; what `parallel_count` counts, times ``share``.
 
     Args:
         share: what one spike adds to the mean output. most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
+        counts: the spikes themselves are written there (samples, units), unless it is empty.
     """
     zero, samples, units = z.dtype.type(0), z.shape[0], z.shape[1]
     blocks = (units + _BLOCK - 1) // _BLOCK
@@ -113,4 +114,8 @@ def count_levels(z, theta, share, extra, v, steps, most):
         th, sh, ex, vv = theta[low:high], share[low:high], extra[low:high], v[low:high]
         for i in range(high - low):
             count = np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i])
-            row[i] = min(max(count, zero), most) * sh[i]
+            row[i] = min(max(count, zero), most)
+        if counts.size:
+            counts[n, low:high] = row
+        for i in range(high - low):
+            row[i] *= sh[i]
