@@ -189,5 +189,5 @@ def simulate_counts(
             leaves[k].extend(collected)
     width = len(leaves[0]) // -(-samples // per_pass)
     rows = [torch.stack([torch.cat(found[i::width]) for found in leaves]) for i in range(width)]
-    numbers = iter(rows)
-    return CountRun(times[-1], map_tree(lambda _: next(numbers), graph.outputs), counts, counts, {}, at=times)
+    means = iter(rows)
+    return CountRun(times[-1], map_tree(lambda _: next(means), graph.outputs), counts, counts, {}, at=times)
