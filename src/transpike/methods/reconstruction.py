@@ -1,4 +1,4 @@
-"""Reconstruction: thresholds, shifts and amplitudes learn, without labels, to give each layer of the ANN back.
+"""Reconstruction: thresholds, shifts, amplitudes and weights learn, without labels, to give each layer of the ANN back.
 
     minimise  sum over sites l of  E (r_l - a_l)^2 / E a_l^2   +   E (y_snn - y_ann)^2 / E y_ann^2
     r = A / T clip(floor((T (z + psi) + v0) / theta), 0, B T),   a = ReLU(z_ann)
@@ -6,7 +6,8 @@
 by Adam through the whole network in count space, floor with a smoothed gradient. A fifth of the samples is held out: the
 numbers that serve those best are kept, at worst the plan as it came. At T steps a neuron is a quantiser with B T levels,
 so this is post-training quantisation by reconstruction: every layer is fitted on what the layers before it really send,
-and answers for what it does to the layers behind it. The weights stay as they are unless ``weight_rate`` is positive.
+and answers for what it does to the layers behind it. Weights and biases learn with the numbers: at few steps what a layer is
+sent is coarse, and other weights than the ANN's make more of it. With ``weight_rate=0`` they stay as they are.
 
 Reference: the reconstruction idea of BRECQ (Li et al., ICLR 2021, arXiv:2102.05426) and of QDrop (Wei et al., ICLR 2022,
 arXiv:2203.05740), straight-through learning of step sizes of LSQ (Esser et al., ICLR 2020, arXiv:1902.08153).
@@ -33,12 +34,14 @@ from transpike.spiking.plan import Plan, SiteParams, expand
 __all__ = ["Reconstruction"]
 
 _HELD = 128  # samples at most that are not learned from but judge what was learned
+_TOGETHER = 32  # of them at once
 _LOOKS = 4  # how often they do
+_MEMORY = 4 << 30  # bytes that the values of one update may take
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Learns the numbers of a plan for ``steps`` steps; a refinement: ``Chain(Parallel(steps=4), Reconstruction(steps=4))``.
+    """Learns the numbers of a plan, and weights to go with them, for ``steps`` steps: ``Chain(Parallel(4), Reconstruction(4))``.
 
     Exact for parallel neurons and for signed neurons without a cap, whose counts depend on the whole charge alone; for other
     neurons it fits what they would do if their charge came evenly.
@@ -46,10 +49,10 @@ class Reconstruction:
     Args:
         steps: time steps T that the plan is made for.
         iterations: number of updates. batch: samples of each.
-        samples: most calibration samples that are drawn from.
+        samples: most calibration samples that are drawn from; the more, the less the weights learn them by heart.
         rate: step size of Adam for the logarithms of thresholds and amplitudes, and for shifts in thresholds; falls to 0
             along a cosine.
-        weight_rate: step size for weights and biases, 0 leaves them as they are.
+        weight_rate: step size for weights and biases in root mean squares of each; 0 leaves them as they are.
         seed: of the draws.
     """
 
@@ -57,11 +60,11 @@ class Reconstruction:
     refines: ClassVar[bool] = True  # needs a plan
 
     steps: int = 16
-    iterations: int = 200
+    iterations: int = 300
     batch: int = 32
-    samples: int = 1024
-    rate: float = 0.01
-    weight_rate: float = 0.0
+    samples: int = 4096
+    rate: float = 0.005
+    weight_rate: float = 0.005
     seed: int = 0
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
@@ -74,23 +77,25 @@ class Reconstruction:
             raise PlanError(f"{self}: steps, iterations, batch and samples are at least 1, rates are not negative")
         plan = check_refines(self, graph, plan)
         keep_freed_memory()
-        inputs, notes = few_samples(graph, batches, self.samples)
+        inputs, notes = few_samples(graph, batches, self.samples, copies=0)
         generator = torch.Generator().manual_seed(self.seed)
         learned = {site.name: _Numbers(site, plan.sites[site.name], self.steps) for site in graph.sites}
         weights = _learnable_weights(graph, plan) if self.weight_rate > 0 else {}
         groups = [{"params": [x for numbers in learned.values() for x in numbers.learnable], "lr": self.rate}]
-        if weights:
-            groups.append({"params": list(weights.values()), "lr": self.weight_rate})
+        groups += [{"params": [w], "lr": self.weight_rate * float(w.detach().square().mean().sqrt())} for w in weights.values()]
         optimiser = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
         count = len(inputs[0])
         held = max(1, min(count // 5, _HELD)) if count > 1 else 0
         judges, students = [x[count - (held or 1) :] for x in inputs], [x[: count - held] for x in inputs]
-        size = min(self.batch, count - held)
+        size = min(self.batch, count - held, max(1, _MEMORY // _bytes_per_sample(graph)))
 
         def snapshot() -> tuple[float, dict[str, SiteParams], dict[str, torch.Tensor]]:
+            now = {**graph.params, **plan.params, **weights}
             with torch.no_grad():
-                error = float(_mismatch(graph, {**graph.params, **plan.params, **weights}, learned, judges))
+                parts = [x.split(_TOGETHER) for x in judges]
+                errors = [float(_mismatch(graph, now, learned, list(some))) * len(some[0]) for some in zip(*parts, strict=True)]
+            error = sum(errors) / len(judges[0])
             numbers = {name: numbers.result() for name, numbers in learned.items()}
             return error, numbers, {name: x.detach().clone() for name, x in weights.items()}
 
@@ -212,6 +217,11 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     map_tree(found.append, tree)
     return found
+
+
+def _bytes_per_sample(graph: Graph) -> int:
+    """What one sample of an update holds: every value of the ANN and of the SNN, and the gradient of the latter."""
+    return 3 * graph.inputs[0].dtype.itemsize * max(1, sum(node.numel() for node in graph.nodes))
 
 
 def _learnable_weights(graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
