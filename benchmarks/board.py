@@ -69,6 +69,9 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "LTB + AdvancedCalibration": lambda t: Chain(LTB(iterations=300), AdvancedCalibration(steps=t)),
     "MMSE + LightCalibration": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t)),
     "MMSE + AdvancedCalibration": lambda t: Chain(MMSE(steps=t), AdvancedCalibration(steps=t)),
+    "MMSE + LightCalibration + AdvancedCalibration (replace)": lambda t: Chain(
+        MMSE(steps=t), LightCalibration(steps=t), AdvancedCalibration(steps=t, replace=True)
+    ),
     "MMSE + InitialPotential": lambda t: Chain(MMSE(steps=t), InitialPotential(steps=t)),
     "MMSE + OffsetSpikes": lambda t: Chain(MMSE(steps=t), OffsetSpikes()),
     "MMSE signed": lambda t: MMSE(steps=t, signed=True),
@@ -83,6 +86,7 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "AdaFire + SpikeCompression": lambda t: Chain(AdaFire(steps=t), SpikeCompression(steps=t)),
     "Parallel authors": lambda t: Parallel(t, Calibration.AUTHORS),
     "Parallel": lambda t: Parallel(t),
+    "Parallel + Reconstruction without weights": lambda t: Chain(Parallel(t), Reconstruction(t, weight_rate=0)),
     "Parallel + Reconstruction": lambda t: Chain(Parallel(t), Reconstruction(t)),
     "Auto": lambda t: Auto(steps=t),
     "Auto cap 1": lambda t: Auto(steps=t, cap=1),

@@ -119,22 +119,3 @@ def test_a_shift_per_step_ends_like_half_a_threshold_at_the_start_but_gets_there
     counts = [[transpike.simulate(net, x, t).spikes["0#1"] for net in (start, drip)] for t in range(1, steps + 1)]
     assert torch.equal(*counts[-1])
     assert any(not torch.equal(a, b) for a, b in counts[:-1])
-
-
-def test_plain_neurons_behind_others_are_fitted_for_three_quarters_of_the_steps() -> None:
-    """Their charge comes late; the first layer's does not, and signed or bursting neurons make up for it."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    graph, x = capture(model, torch.zeros(2, 6)), activations(400, 6)
-    first, second = (site.name for site in graph.sites)
-
-    def thresholds(method: MMSE) -> dict[str, torch.Tensor]:
-        return {name: p.threshold for name, p in method.fit(graph, [x]).sites.items()}
-
-    plain = thresholds(MMSE(steps=16))
-    assert torch.equal(plain[first], thresholds(MMSE(steps=16, levels=16))[first])
-    assert torch.equal(plain[second], thresholds(MMSE(steps=16, levels=12))[second])
-    assert not torch.equal(plain[second], thresholds(MMSE(steps=16, levels=16))[second])
-    for neurons in ({"signed": True}, {"cap": 4}, {"cap": None}):
-        found, wanted = thresholds(MMSE(steps=16, **neurons)), thresholds(MMSE(steps=16, levels=16, **neurons))
-        assert all(torch.equal(found[name], wanted[name]) for name in found)

@@ -38,8 +38,7 @@ class GridSearch:
     """``argmin over V of E (Q(x; V) - x)^2``, ``Q(x; V) = V / T floor(clip(x / V, 0, B) T + shift)``.
 
     Args:
-        steps: T, where `best` is not told others. shift: added before rounding down, in levels.
-        granularity: what shares a threshold.
+        steps: T. shift: what is added before rounding down, in levels. granularity: what shares a threshold.
     """
 
     steps: int
@@ -47,18 +46,12 @@ class GridSearch:
     granularity: Granularity
 
     def best(
-        self,
-        graph: Graph,
-        batches: Batches,
-        largest: Mapping[str, Any],
-        caps: Mapping[str, int | None],
-        steps: Mapping[str, int] | None = None,
+        self, graph: Graph, batches: Batches, largest: Mapping[str, Any], caps: Mapping[str, int | None]
     ) -> dict[str, torch.Tensor]:
         """By site, the best V of every group among ``{1.00, 0.99, ..., 0.06} largest / cap``, in one pass.
 
         Args:
             largest: see `largest_activations`. caps: by site, most spikes B in one step (None: no limit, grid of 1).
-            steps: by site, T.
         """
         errors: dict[str, Any] = {}
 
@@ -68,8 +61,7 @@ class GridSearch:
             grid = _candidates(largest[site.name], cap)
             highest = np.float32(np.inf if cap is None else cap)
             with threads_for(x.size * len(_GRID)):
-                levels = np.float32(self.steps if steps is None else steps[site.name])
-                here = quantisation_errors(x, grid, levels, highest, np.float32(self.shift))
+                here = quantisation_errors(x, grid, np.float32(self.steps), highest, np.float32(self.shift))
             errors[site.name] = errors.get(site.name, 0) + here
 
         watch(graph, batches, add)

@@ -3,11 +3,13 @@
     plan = Chain(thresholds for T steps and B spikes a step, refinements)
 
 The thresholds are those of least quantisation error at T steps. Bursts and signed neurons make up for what came too early
-or too late while the network runs, so nothing else is needed; plain integrate-and-fire neurons cannot, and get potentials
-and biases that are calibrated for T steps; parallel neurons know all their charge, and are fitted layer by layer.
+or too late while the network runs, so nothing else is needed; plain integrate-and-fire neurons cannot, and get biases and
+then potentials (one for each unit) that are calibrated for T steps; parallel neurons know all their charge, are fitted layer
+by layer, and learn, with the weights, to give the ANN back.
 
 Reference: MMSE thresholds, Li et al., ICML 2021, arXiv:2106.06984; bursts, Wang et al., AAAI 2025, arXiv:2412.16219;
-parallel neurons, Hao et al., ICML 2025, arXiv:2412.13610; see the modules of the methods that it names in the plan.
+parallel neurons, Hao et al., ICML 2025, arXiv:2412.13610; calibration and reconstruction: see the modules of the methods that it
+names in the plan.
 Departures: this is a choice among methods, to be held against the board (docs/board.md), not a method of its own.
 """
 
@@ -26,6 +28,7 @@ from transpike.methods.chain import Chain
 from transpike.methods.light_calibration import LightCalibration
 from transpike.methods.mmse import MMSE
 from transpike.methods.parallel import Parallel
+from transpike.methods.reconstruction import Reconstruction
 from transpike.spiking.plan import Plan
 
 __all__ = ["Auto"]
@@ -65,11 +68,11 @@ class Auto:
     def choice(self) -> Method:
         """The method that these settings stand for."""
         if self.parallel:
-            return Parallel(self.steps)
+            return Chain(Parallel(self.steps), Reconstruction(self.steps))
         thresholds = MMSE(steps=self.steps, cap=self.cap, signed=self.signed)
         if self.signed or self.cap > 1:
             return thresholds
-        return Chain(thresholds, LightCalibration(steps=self.steps), AdvancedCalibration(steps=self.steps))
+        return Chain(thresholds, LightCalibration(steps=self.steps), AdvancedCalibration(steps=self.steps, replace=True))
 
 
 def settings_of(method: Method) -> dict[str, Any]:

@@ -1,20 +1,16 @@
 """MMSE: the threshold that quantises the activations with the least squared error.
 
-    Q(x; V) = V / L floor(clip(x / V, 0, B) L + shift)
+    Q(x; V) = V / T floor(clip(x / V, 0, B) T + shift)
     theta = argmin over V of E (Q(x; V) - x)^2,  V in {1.00, 0.99, ..., 0.06} max(x) / B
 
-L steps and at most B spikes a step give B L levels of V / L, so the best V trades clipping against resolution and
-rises with L. With bursts (B > 1) the grid shrinks by B: the neuron's ceiling is B V. L is the number of time steps T where
-charge comes evenly (the first layer's is constant), or where neurons can make up for charge that came late, by bursts or by
-taking spikes back. A plain neuron behind others cannot: charge needs some of the T steps to get through to it, and lower
-thresholds, as for fewer steps, let it through sooner; there L = 3 T / 4.
+T steps and at most B spikes a step give B T levels of V / T, so the best V trades clipping against resolution and
+falls with T. With bursts (B > 1) the grid shrinks by B: the neuron's ceiling is B V.
 
 Reference: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration",
 ICML 2021, arXiv:2106.06984; with bursts Wang et al., AAAI 2025, arXiv:2412.16219.
 Departures: one error over all calibration data on one grid (two passes), not a moving average of per-batch optima;
 per channel for every layer, linear ones too; ties go to the larger V as there. `shift` is 0 there although the
-simulated neuron starts at half a threshold; 0.5 fits what is simulated. ``levels=T`` is the published L;
-3 T / 4 for plain neurons behind others was better on each network measured (docs/decisions/0009-levels-of-plain-neurons.md).
+simulated neuron starts at half a threshold; 0.5 fits what is simulated.
 """
 
 from __future__ import annotations
@@ -39,8 +35,6 @@ class MMSE:
 
     Args:
         steps: the number of time steps T that the thresholds are made for.
-        levels: L, the steps that the quantiser has; None: T, but 3 T / 4 for plain neurons (one unsigned spike a
-            step) behind other neurons.
         shift: what the quantiser adds before rounding down, in levels: 0 as published, 0.5 rounds to nearest.
         granularity: what shares a threshold.
         v_init: initial membrane potential as a fraction of the threshold.
@@ -54,7 +48,6 @@ class MMSE:
     v_init: float = 0.5
     cap: int | None = 1
     signed: bool = False
-    levels: int | None = None
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
         """Watch the ANN on ``batches`` twice (maximum, then errors) and return thresholds for every site.
@@ -62,23 +55,11 @@ class MMSE:
         Raises:
             PlanError: ``steps``, ``shift``, ``v_init`` or ``cap`` is out of range.
         """
-        if self.steps < 1 or (self.levels is not None and self.levels < 1) or not 0 <= self.shift < 1:
-            raise PlanError(
-                f"MMSE(steps={self.steps}, levels={self.levels}, shift={self.shift}): "
-                "steps is at least 1, levels too, shift from 0 to below 1"
-            )
+        if self.steps < 1 or not 0 <= self.shift < 1:
+            raise PlanError(f"MMSE(steps={self.steps}, shift={self.shift}): steps is at least 1, shift from 0 to below 1")
         check_neurons(self)
         batches = Batches(graph, batches)
         largest = largest_activations(graph, batches, self.granularity)
         caps = dict.fromkeys(largest, self.cap)
-        search = GridSearch(self.steps, self.shift, self.granularity)
-        thresholds = search.best(graph, batches, largest, caps, self._levels(graph))
+        thresholds = GridSearch(self.steps, self.shift, self.granularity).best(graph, batches, largest, caps)
         return to_plan(self, graph, thresholds, batches.samples)
-
-    def _levels(self, graph: Graph) -> dict[str, int]:
-        """L by site."""
-        if self.levels is not None or self.cap != 1 or self.signed:
-            return dict.fromkeys((site.name for site in graph.sites), self.levels or self.steps)
-        nodes = {node.name: node for node in graph.body}
-        late = {site.name: nodes[site.node].args[0].name in nodes for site in graph.sites}
-        return {name: max(1, 3 * self.steps // 4) if behind else self.steps for name, behind in late.items()}
