@@ -39,7 +39,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "Parallel": {"steps": 128},
     "LightCalibration": {"steps": 128},
     "AdvancedCalibration": {"steps": 128, "weights": True, "iterations": 3},
-    "SpikeCompression": {"steps": 16, "tolerance": 1.5, "largest": 2.0, "samples": 40},
+    "SpikeCompression": {"steps": 16, "largest": 2.0, "samples": 40},
     "InitialPotential": {"steps": 128},
     "Reconstruction": {"steps": 128, "iterations": 3},
 }

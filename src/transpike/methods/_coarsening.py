@@ -16,14 +16,14 @@ along it to go, a few simulations of all changed sites together say, on other sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph
-from transpike.methods._sensitivity import Bench, Measured, Response
+from transpike.methods._sensitivity import Bench, Response
 from transpike.spiking.plan import Plan, SiteParams
 
 __all__ = ["Law", "coarseness", "last", "probe", "split"]

@@ -9,10 +9,10 @@ ANN's square, E(B) are the spikes, a burst of k counted k times. Thresholds are 
 the cap (see `mmse`; the grid shrinks with the cap, so its floor never limits the cap). How a site's cap changes N and E
 follows from one simulation a site (see `_coarsening`); dynamic programming finds the best caps for every number of
 spikes, and along this front a bisection simulates the whole network on samples that nothing else has seen: of the
-choices that really keep to the budget, the one of least measured error is taken. Bias calibration afterwards is a
-refinement: chain one behind.
+choices that really keep to the budget, the one of least measured error is taken, and its thresholds are fitted again to
+all samples. Bias calibration afterwards is a refinement: chain one behind.
 
-Cost: simulations of (sites + 1) x `samples` + 8 x `held_out` samples, and a pass over all others for every candidate.
+Cost: simulations of (sites + 1) x `samples` + 9 x `held_out` samples, and a pass over the others for every candidate.
 
 Reference: Wang et al., "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025,
 arXiv:2412.16219.
@@ -29,12 +29,12 @@ theta / (2T) at every step. Networks without one logits tensor: see `_sensitivit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from transpike.errors import PlanError
 from transpike.graph.batches import Batches
@@ -62,9 +62,9 @@ class AdaFire:
         target: the cap whose spikes are the measure of the budget (None: ``cap``).
         budget: spikes allowed, as a share of those with every site at ``target``.
         samples: how many calibration samples measure what each site does, a quarter of all at most.
-        held_out: how many others judge the network as a whole, a quarter at most; thresholds come from the rest.
+        held_out: how many others judge the network as a whole, a quarter at most.
         doubling: candidates are cap, cap / 2, cap / 4, ..., the middles between them, and ``least`` (False: all whole numbers).
-        additive: choose by the sum of sensitivities as published; all samples make thresholds.
+        additive: choose by the sum of sensitivities as published.
         refit: measure a candidate with the threshold it would have; False, that of the highest cap, only if ``additive``.
         shift: what the quantiser adds before rounding down, in levels, see `MMSE`.
         granularity: what shares a threshold.
@@ -102,17 +102,13 @@ class AdaFire:
             probing, judging, data = split(graph, batches, self.samples, self.held_out, self.steps, parts=4)
         search, caps = GridSearch(self.steps, self.shift, self.granularity), self.candidates
         largest = largest_activations(graph, data, self.granularity)
-
-        def fitted(by_site: Mapping[str, int]) -> dict[str, torch.Tensor]:
-            return search.best(graph, data, largest, by_site)
-
         uniform = {cap: dict.fromkeys(largest, cap) for cap in caps}
-        thresholds = {cap: fitted(uniform[cap]) for cap in (caps if self.refit else caps[-1:])}
-        samples = sum(len(inputs[0]) for inputs in batches)
-        plans = [to_plan(self, graph, thresholds.get(cap, thresholds[self.cap]), samples, caps=uniform[cap]) for cap in caps]
+        thresholds = {cap: search.best(graph, data, largest, uniform[cap]) for cap in (caps if self.refit else caps[-1:])}
+        plans = [to_plan(self, graph, thresholds.get(cap, thresholds[self.cap]), data.samples, caps=uniform[cap]) for cap in caps]
         chosen, found = self._additive(graph, probing, plans) if self.additive else self._joint(graph, probing, judging, plans)
-        final = {name: thresholds[cap][name] for name, cap in chosen.items()} if self.refit else fitted(chosen)
-        plan = to_plan(self, graph, final, samples, caps=chosen)
+        if not self.additive:
+            largest = largest_activations(graph, batches, self.granularity)
+        plan = to_plan(self, graph, search.best(graph, batches, largest, chosen), batches.samples, caps=chosen)
         after = judging.measure(plan)
         for name, value in _figures(after).items():
             found[name]["chosen"] = value
@@ -120,7 +116,7 @@ class AdaFire:
         if (share := after.total / found["spikes"]["target"]) > self.budget + _SLACK:
             notes.append(
                 f"AdaFire: the chosen caps spend {share:.1%} of the spikes of cap {self.target or self.cap} instead of "
-                f"{self.budget:.1%}: every site was measured with the others at cap {self.cap}; lower the budget"
+                f"{self.budget:.1%}: lower the budget"
             )
         return replace(plan, metadata={**plan.metadata, "search": {"caps": chosen, **found}}, notes=tuple(notes))
 
@@ -187,7 +183,7 @@ class AdaFire:
         if not self.doubling:
             return tuple(range(self.least, self.cap + 1))
         halves = [self.cap >> k for k in range(self.cap.bit_length())]
-        middles = [(high + low) // 2 for high, low in zip(halves, halves[1:], strict=False)]
+        middles = [(high + low) // 2 for high, low in pairwise(halves)]
         return tuple(sorted({self.least, *(cap for cap in (*halves, *middles) if cap >= self.least)}))
 
     def _check(self) -> None:

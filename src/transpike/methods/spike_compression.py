@@ -105,9 +105,7 @@ class SpikeCompression:
         }
         return refined(self, _compressed(graph, plan, ratios), samples, notes, compression=found).validate(graph)
 
-    def _joint(
-        self, graph: Graph, probing: Bench, judging: Bench, plan: Plan
-    ) -> tuple[Mapping[str, float], Measured, Measured]:
+    def _joint(self, graph: Graph, probing: Bench, judging: Bench, plan: Plan) -> tuple[Mapping[str, float], Measured, Measured]:
         """The ratios furthest along the path that pass, and what the plan does without and with them."""
         twice = {site.name: scaled(site, plan.sites[site.name], min(_PROBE, self.largest)) for site in graph.sites}
         law = probe(probing, plan, {name: (own, coarseness(plan.sites[name], own)) for name, own in twice.items()})
@@ -126,9 +124,7 @@ class SpikeCompression:
         best = min(passed, key=lambda k: passed[k].total)
         return path[best], before, passed[best]
 
-    def _additive(
-        self, graph: Graph, bench: Bench, plan: Plan, tolerance: float
-    ) -> tuple[Mapping[str, float], Measured, Measured]:
+    def _additive(self, graph: Graph, bench: Bench, plan: Plan, tolerance: float) -> tuple[Mapping[str, float], Measured, Measured]:
         """The same as published: by the sum of sensitivities."""
         before = bench.measure(plan)
         options = {
@@ -167,7 +163,9 @@ class SpikeCompression:
 
 
 def _compressed(graph: Graph, plan: Plan, ratios: Mapping[str, float]) -> Plan:
-    sites = {s.name: plan.sites[s.name] if ratios[s.name] == 1 else scaled(s, plan.sites[s.name], ratios[s.name]) for s in graph.sites}
+    sites = {
+        s.name: plan.sites[s.name] if ratios[s.name] == 1 else scaled(s, plan.sites[s.name], ratios[s.name]) for s in graph.sites
+    }
     return replace(plan, sites=sites)
 
 
