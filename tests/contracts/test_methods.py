@@ -35,6 +35,7 @@ SINGLE = {name: kind for name, kind in KINDS.items() if name not in REFINING_KIN
 THRESHOLDS = {name: kind for name, kind in SINGLE.items() if "v_init" in {field.name for field in dataclasses.fields(kind)}}
 QUICK: dict[str, dict[str, Any]] = {
     "LTB": {"iterations": 60},
+    "AdaFire": {"steps": 64},
     "Auto": {"steps": 64},
     "Parallel": {"steps": 128},
     "LightCalibration": {"steps": 128},
