@@ -102,6 +102,29 @@ def tasks_table(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
+BURSTS = """
+## Bursts and compression
+
+Top-1 (%) and spikes an image at 8 steps, plain read-out (`python -m benchmarks.bursts`). The cap search may spend 80 % of the
+spikes of cap 8 everywhere; compression may add as much error of the read-out as there was. Both see calibration images only.
+
+| network | conversion | ANN | top-1 | spikes (k) | of cap 8 | of before | images |
+|---|---|---:|---:|---:|---:|---:|---:|"""
+
+
+def bursts_table(rows: dict[str, Any]) -> list[str]:
+    """What every start and its compression cost, against cap 8 and against the plan before."""
+    lines = [BURSTS]
+    for row in rows.values():
+        start, _, compressed = row["conversion"].partition(" + ")
+        spent = {other["conversion"]: other["spikes"] for other in rows.values() if other["case"] == row["case"]}
+        kept = f"{row['spikes'] / spent[start]:.0%}" if compressed else ""
+        shares = f"{row['spikes'] / spent['MMSE cap 8']:.0%} | {kept}"
+        figures = f"{row['ann']:.2f} | {row['top1']:.2f} | {row['spikes'] / 1e3:.1f} | {shares} | {row['samples']}"
+        lines.append(f"| {row['case']} | {row['conversion']} | {figures} |")
+    return lines
+
+
 ENGINES = """
 ## Engines and peers
 
@@ -145,6 +168,8 @@ def measured_page() -> str:
             lines.append(f"- {name}: ANN {row['ann']:.2f} % on these images, {row['calibration']} calibration images, {kept}")
     if tasks := read("tasks"):
         lines += tasks_table(tasks["rows"])
+    if bursts := read("bursts"):
+        lines += bursts_table(bursts["rows"])
     if convergence:
         lines.append(CONVERGENCE)
         for name, variants in convergence["networks"].items():

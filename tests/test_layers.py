@@ -19,7 +19,10 @@ ALLOWED = {
     "spiking": {"spiking", "graph", "errors"},
     "engines": {"engines", "spiking", "graph", "errors"},
     "methods": {"engines", "spiking", "graph", "errors", "methods"}
-    | {f"methods._{name}" for name in ("calibration", "grid", "observe", "pareto", "sensitivity", "statistics", "weights")},
+    | {
+        f"methods._{name}"
+        for name in ("calibration", "coarsening", "grid", "observe", "pareto", "sensitivity", "statistics", "weights")
+    },
     "network": {"engines", "spiking", "graph", "errors"},
     "artifact": {"network", "spiking", "graph", "errors"},
     "measure": {"measure", "network", "engines", "spiking", "graph", "errors"},

@@ -35,11 +35,12 @@ SINGLE = {name: kind for name, kind in KINDS.items() if name not in REFINING_KIN
 THRESHOLDS = {name: kind for name, kind in SINGLE.items() if "v_init" in {field.name for field in dataclasses.fields(kind)}}
 QUICK: dict[str, dict[str, Any]] = {
     "LTB": {"iterations": 60},
+    "AdaFire": {"steps": 64},
     "Auto": {"steps": 64},
     "Parallel": {"steps": 128},
     "LightCalibration": {"steps": 128},
     "AdvancedCalibration": {"steps": 128, "weights": True, "iterations": 3},
-    "SpikeCompression": {"steps": 16, "tolerance": 1.5, "largest": 2.0, "samples": 40},
+    "SpikeCompression": {"steps": 16, "largest": 2.0, "samples": 40},
     "InitialPotential": {"steps": 128},
     "Reconstruction": {"steps": 128, "iterations": 3},
 }

@@ -97,3 +97,13 @@ def test_inputs_of_different_length_or_number_are_refused():
 def test_inputs_take_the_dtype_of_the_graph_and_carry_no_gradient():
     (x,) = checked_inputs(captured("mlp"), [X.double().requires_grad_()])
     assert x.dtype is torch.float32 and not x.requires_grad
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3, 5, 9])
+def test_the_first_samples_are_left_out_at_every_pass(skip: int) -> None:
+    graph, data = captured("mlp"), vectors(9)
+    later = Batches(graph, list(data.split(2))).after(skip)
+    for _ in range(2):
+        found = [inputs[0] for inputs in later]
+        assert torch.equal(torch.cat(found) if found else data[:0], data[skip:]) and later.samples == 9 - skip
+    assert torch.equal(torch.cat([inputs[0] for inputs in Batches(graph, list(data.split(2))).after(1).after(2)]), data[3:])

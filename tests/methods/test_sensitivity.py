@@ -12,7 +12,7 @@ from torch import nn
 from models import CASES, calibration, converted, make
 from transpike.engines.executor import simulate
 from transpike.graph.capture import capture
-from transpike.methods._sensitivity import Bench
+from transpike.methods._sensitivity import Bench, Response
 from transpike.spiking.plan import NeuronKind, Plan, SiteParams
 
 
@@ -34,6 +34,28 @@ def test_distance_and_spikes_equal_those_computed_by_hand() -> None:
     for name, count in run.spikes.items():
         assert measured.spikes[name] == pytest.approx(float(count.double().sum()) / 24)
     assert measured.total == pytest.approx(sum(measured.spikes.values()))
+
+
+def test_error_and_moved_probability_equal_those_computed_by_hand() -> None:
+    graph, plan = converted("residual")
+    data = calibration("residual")
+    measured = Bench(graph, data, 24, 6).measure(plan)
+    b = simulate(graph, plan, [torch.cat(data)], 6).readout().double().numpy()
+    with torch.no_grad():
+        a = make("residual")(torch.cat(data)).double().numpy()
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (a, b))
+    assert measured.moved == pytest.approx(np.abs(q - p).sum() / 2 / 24, rel=1e-4)
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    assert measured.error == pytest.approx(((b - a) ** 2).sum() / (a**2).sum(), rel=1e-4)
+
+
+def test_the_error_between_two_responses_is_a_share_of_the_anns_square() -> None:
+    graph, plan = converted("mlp")
+    bench = Bench(graph, calibration("mlp"), 24, 4)
+    found = bench.respond(plan)
+    assert bench.error(found, found) == 0 and bench.error(found, bench.ann) == bench.measure(plan).error
+    shifted = Response([[x + 3.0 for x in part] for part in found.readouts], found.spikes)  # softmax does not see it
+    assert bench.error(shifted, found) == pytest.approx(0, abs=1e-10)
 
 
 def test_bursts_count_as_many_spikes_as_they_have() -> None:

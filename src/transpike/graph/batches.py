@@ -81,19 +81,30 @@ def peek(batches: Any) -> tuple[Any, Any]:
 
 
 class Batches:
-    """Checked input tensors of every batch, again at each iteration; ``samples`` counts the last pass."""
+    """Checked input tensors of every batch, again at each iteration; ``samples`` counts the last pass.
 
-    def __init__(self, graph: Graph, batches: Any) -> None:
-        self._graph = graph
+    Args:
+        skip: so many samples at the beginning are left out.
+    """
+
+    def __init__(self, graph: Graph, batches: Any, *, skip: int = 0) -> None:
+        self._graph, self._skip = graph, skip
         _, self._batches = peek(batches)
         self.samples = 0
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        self.samples = 0
+        self.samples, skip = 0, self._skip
         for batch in self._batches:
             inputs = checked_inputs(self._graph, inputs_of(batch, len(self._graph.inputs)))
-            self.samples += len(inputs[0])
-            yield inputs
+            left_out = min(skip, len(inputs[0]))
+            skip -= left_out
+            if left_out < len(inputs[0]):
+                self.samples += len(inputs[0]) - left_out
+                yield [x[left_out:] for x in inputs] if left_out else inputs
+
+    def after(self, skip: int) -> Batches:
+        """The same data without their first ``skip`` samples."""
+        return Batches(self._graph, self._batches, skip=self._skip + skip)
 
     def forever(self) -> Iterator[list[torch.Tensor]]:
         """Round and round."""

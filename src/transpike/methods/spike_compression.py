@@ -1,36 +1,42 @@
 """Spike compression: raise thresholds where the read-out feels it least, so that fewer spikes carry the same averages.
 
-    theta^l <- rho^l theta^l,   minimise sum_l E_l(rho^l)   subject to   sum_l S_l(rho^l) <= tolerance sum_l S_l(1)
+    theta^l <- rho^l theta^l,   minimise E(rho)   subject to   N(rho) <= (1 + rise) N(1),  M(rho) <= M(1) + moved
 
 A threshold rho times higher sends about 1 / rho as many spikes, each worth rho times more: the mean stays, the
-resolution falls. S_l(rho) is the symmetric KL divergence between the ANN's and the read-out's softmax with only layer l
-scaled, E_l(rho) the spikes of that layer. Since every layer is measured in the same network, sum_l S_l(1) is L times the
-divergence D of the plan as given, and a tolerance of 1 + x allows for a predicted divergence of (1 + x L) D.
+resolution falls. E are the spikes of the whole network, N is the error of its read-out (squared difference from the ANN's,
+as a share of the ANN's square), M how much probability its softmax gives to other classes than the ANN's. So `rise` 1 lets
+compression add as much error as the conversion made before it, in any network, and `moved` bounds the share of predictions
+that change where that was much already. One simulation a site tells how to divide coarseness among sites at every number of
+spikes (see `_coarsening`); how far to go along this path a bisection finds, which simulates the whole network on samples
+that the path was not made from.
 
 Refines any plan: chain it behind another method; bias calibration may follow.
 
+Cost: simulations of (sites + 1) x `samples` + 8 x `held_out` samples.
+
 Reference: Wang et al., "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025,
 arXiv:2412.16219 (there: sensitivity spike compression).
-Departures: that the S_l add up is an assumption, and a poor one, so the compressed network as a whole is simulated, and
-where its divergence exceeds D by more than `check` a choice with more spikes is taken, by bisection along the Pareto
-front of sensitivities that rise with rho (`check` None: the first choice, as published). Ratios beyond one that
-alone breaks the tolerance are not tried. Neurons of a clipped rectifier are not scaled beyond the clip. Initial
-potential and worth of a spike scale with the threshold, `current` stays: it is charge. Plain samples instead of an
-augmented batch. Networks without one logits tensor: see `_sensitivity`.
+Departures: there, ratios 1, 1.5, ..., 10 minimise sum_l E_l(rho^l) subject to sum_l S_l(rho^l) <= tolerance sum_l S_l(1),
+S_l the symmetric KL divergence of softmaxes with only layer l scaled; a `tolerance` asks for that. Small S are mostly
+chance on data that the ANN has learnt (see `_sensitivity`): scaled sites look harmless alone, and together raise it many
+times. Neurons of a clipped rectifier are not scaled beyond the clip. Initial potential and worth of a spike scale with the
+threshold, `current` stays: it is charge. Plain samples instead of an augmented batch. Networks without one logits tensor:
+see `_sensitivity`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from transpike.errors import PlanError
+from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
+from transpike.methods._coarsening import coarseness, last, probe, split
 from transpike.methods._observe import check_refines, refined
 from transpike.methods._pareto import pareto_front
 from transpike.methods._sensitivity import Bench, Measured
@@ -38,7 +44,7 @@ from transpike.spiking.plan import Plan, SiteParams, expand
 
 __all__ = ["SpikeCompression", "scaled"]
 
-_TRIALS = 10  # simulations that look for the furthest choice
+_PROBE = 2.0  # the ratio at which sites are measured one by one
 
 
 @dataclass(frozen=True)
@@ -46,129 +52,121 @@ class SpikeCompression:
     """A plan's thresholds, raised site by site.
 
     Args:
-        steps: the number of time steps T at which sensitivity is measured.
-        tolerance: how large the sum of sensitivities may become, as a multiple of that without scaling.
-        check: how much the measured divergence of the compressed network may rise above that of the plan given, in nats
-            (None: it is not checked).
+        steps: the number of time steps T at which the read-out is measured.
+        rise: how much the error of the read-out may grow, as a share of that of the plan given.
+        moved: how much more probability may move to other classes than the ANN's, as a share of all.
         largest: the highest ratio rho.
-        increment: between one ratio and the next, from 1 on.
-        samples: how many calibration samples measure.
+        samples: how many calibration samples measure what each site does, half of all at most.
+        held_out: how many others judge the network as a whole, half of all at most.
+        tolerance: choose as published, with the sum of sensitivities at most so many times that without scaling (None: do not).
+        increment: between one ratio and the next, as published.
     """
 
     order_dependent: ClassVar[bool] = True  # the first samples measure
     refines: ClassVar[bool] = True  # needs a plan
 
     steps: int = 8
-    tolerance: float = 1.0
-    check: float | None = 0.005
+    rise: float = 1.0
+    moved: float = 0.01
     largest: float = 10.0
-    increment: float = 0.5
     samples: int = 100
+    held_out: int = 256
+    tolerance: float | None = None
+    increment: float = 0.5
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
-        """Measure every ratio at every site of ``plan``, choose, and return the plan with scaled thresholds.
+        """Measure the sites of ``plan``, choose ratios, and return the plan with scaled thresholds.
 
         Raises:
             PlanError: there is no plan, it does not fit, a setting is out of range, or no choice keeps to ``tolerance``.
         """
         self._check_settings()
         plan = check_refines(self, graph, plan)
-        bench = Bench(graph, batches, self.samples, self.steps)
+        data = Batches(graph, batches)
+        if self.tolerance is None:
+            probing, judging, _ = split(graph, data, self.samples, self.held_out, self.steps, parts=2)
+            ratios, before, after = self._joint(graph, probing, judging, plan)
+            samples = probing.samples + judging.samples
+        else:
+            bench = Bench(graph, data, self.samples, self.steps)
+            ratios, before, after = self._additive(graph, bench, plan, self.tolerance)
+            samples = bench.samples
+        notes: list[str] = []
+        if after.total > 0.99 * before.total:
+            fell = f"{before.total:.4g} to {after.total:.4g} a sample"
+            allow = "rise or moved" if self.tolerance is None else "tolerance"
+            notes.append(f"SpikeCompression: spikes fell by less than 1 %, {fell}; raise {allow}")
+        found = {
+            "ratios": {name: float(f"{ratio:.6g}") for name, ratio in ratios.items()},
+            "spikes": {"before": before.total, "after": after.total},
+            "error": {"before": before.error, "after": after.error},
+            "moved": {"before": before.moved, "after": after.moved},
+            "distance": {"before": before.distance, "after": after.distance},
+        }
+        return refined(self, _compressed(graph, plan, ratios), samples, notes, compression=found).validate(graph)
+
+    def _joint(self, graph: Graph, probing: Bench, judging: Bench, plan: Plan) -> tuple[Mapping[str, float], Measured, Measured]:
+        """The ratios furthest along the path that pass, and what the plan does without and with them."""
+        twice = {site.name: scaled(site, plan.sites[site.name], min(_PROBE, self.largest)) for site in graph.sites}
+        law = probe(probing, plan, {name: (own, coarseness(plan.sites[name], own)) for name, own in twice.items()})
+        path = law.path(self.largest)
+        before = judging.measure(plan)
+        passed = {0: before}
+
+        def passes(k: int) -> bool:
+            found = judging.measure(_compressed(graph, plan, path[k]))
+            good = found.error <= (1 + self.rise) * before.error and found.moved <= before.moved + self.moved
+            if good:
+                passed[k] = found
+            return good
+
+        last(len(path), passes)
+        best = min(passed, key=lambda k: passed[k].total)
+        return path[best], before, passed[best]
+
+    def _additive(self, graph: Graph, bench: Bench, plan: Plan, tolerance: float) -> tuple[Mapping[str, float], Measured, Measured]:
+        """The same as published: by the sum of sensitivities."""
         before = bench.measure(plan)
         options = {
             site.name: [plan.sites[site.name], *(scaled(site, plan.sites[site.name], rho) for rho in self.ratios[1:])]
             for site in graph.sites
         }
-        bound = self.tolerance * len(options) * before.distance
+        bound = tolerance * len(options) * before.distance
         distances, spikes = bench.table(plan, options, before, limit=bound)
         front = pareto_front(distances, spikes, bound)
         if not len(front):
             least = sum(min(row) for row in distances) / (len(options) * before.distance)
             raise PlanError(
-                f"SpikeCompression(tolerance={self.tolerance}): no choice of ratios keeps the summed sensitivity of {graph.name} "
+                f"SpikeCompression(tolerance={tolerance}): no choice of ratios keeps the summed sensitivity of {graph.name} "
                 f"so low; the smallest feasible tolerance is {math.ceil(least * 1e4) / 1e4:.4f}, and 1 is always feasible"
             )
-
-        def compressed(picks: Sequence[int]) -> Plan:
-            chosen = zip(options.items(), picks, strict=True)
-            return replace(plan, sites={name: choices[k] for (name, choices), k in chosen})
-
-        picks = front.picks[-1].tolist()
-        after = bench.measure(compressed(picks))
-        passes = self.check is None or after.distance <= before.distance + self.check
-        if not passes:
-            milder = _milder(self.ratios, distances, spikes, bound, _total(spikes, picks))
-            picks, after = self._furthest(milder, lambda picks: bench.measure(compressed(picks)), before)
-        notes: list[str] = []
-        if not passes:
-            notes.append(
-                f"SpikeCompression: together, the ratios that a tolerance of {self.tolerance} allows would raise the divergence "
-                f"by more than {self.check}, so a choice with more spikes was taken"
-            )
-        if after.total > 0.99 * before.total:
-            fell = f"{before.total:.4g} to {after.total:.4g} a sample"
-            notes.append(f"SpikeCompression: spikes fell by less than 1 %, {fell}; raise tolerance or check")
-        found = {
-            "ratios": {name: self.ratios[k] for name, k in zip(options, picks, strict=True)},
-            "spikes": {"before": before.total, "after": after.total},
-            "distance": {"before": before.distance, "after": after.distance},
-        }
-        return refined(self, compressed(picks), bench.samples, notes, compression=found).validate(graph)
+        ratios = {name: self.ratios[k] for name, k in zip(options, front.picks[-1], strict=True)}
+        return ratios, before, bench.measure(_compressed(graph, plan, ratios))
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The candidates, ascending from 1."""
+        """The published candidates, ascending from 1."""
         return tuple(1.0 + k * self.increment for k in range(int((self.largest - 1.0) / self.increment + 1e-9) + 1))
 
     def _check_settings(self) -> None:
-        if self.steps < 1 or self.samples < 1:
-            raise PlanError(f"SpikeCompression(steps={self.steps}, samples={self.samples}): at least 1 each")
+        if self.steps < 1 or self.samples < 1 or self.held_out < 1:
+            given = f"steps={self.steps}, samples={self.samples}, held_out={self.held_out}"
+            raise PlanError(f"SpikeCompression({given}): at least 1 each")
         if not (1 <= self.largest < math.inf and self.increment > 0):
             raise PlanError(
                 f"SpikeCompression(largest={self.largest}, increment={self.increment}): ratios go from 1 up to `largest`"
             )
-        if not 0 < self.tolerance < math.inf or (self.check is not None and not self.check >= 0):
-            raise PlanError(
-                f"SpikeCompression(tolerance={self.tolerance}, check={self.check}): tolerance is above 0, check at least 0"
-            )
-
-    def _furthest(
-        self, milder: Sequence[list[int]], measure: Callable[[list[int]], Measured], before: Measured
-    ) -> tuple[list[int], Measured]:
-        """The last of ``milder`` choices whose measured divergence passes the check, by bisection; the first is no scaling."""
-        assert self.check is not None
-        passed, failed, best = 0, len(milder), before
-        for _ in range(_TRIALS):
-            if failed - passed <= 1:
-                break
-            middle = (passed + failed) // 2
-            found = measure(milder[middle])
-            if found.distance <= before.distance + self.check:
-                passed, best = middle, found
-            else:
-                failed = middle
-        return milder[passed], best
+        if not (0 <= self.rise < math.inf and self.moved >= 0):
+            raise PlanError(f"SpikeCompression(rise={self.rise}, moved={self.moved}): what is allowed in addition, at least 0 each")
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise PlanError(f"SpikeCompression(tolerance={self.tolerance}): above 0, or None for the measured choice")
 
 
-def _milder(
-    ratios: Sequence[float], distances: Sequence[Sequence[float]], spikes: Sequence[Sequence[float]], bound: float, least: float
-) -> list[list[int]]:
-    """Choices from no scaling on, each with fewer spikes, down to ``least``.
-
-    They are the Pareto front of ``max over r <= rho of S(r) + D / L (rho^2 - 1)``: what seems to improve the read-out alone
-    does so by chance, or by making up for another error once; and if all sites have an equal share in the divergence D of
-    the plan, a step rho times coarser multiplies that of its site, a variance, by rho^2.
-    """
-    share = max(distances[0][0], 1e-12) / len(distances)
-    coarser = share * (np.square(ratios) - 1)
-    rising = [(np.maximum.accumulate(row) + coarser).tolist() for row in distances]
-    front = pareto_front(rising, spikes, sum(max(x for x in row if x < math.inf) for row in rising))
-    picks = [front.picks[k].tolist() for k in range(len(front)) if front.losses[k] >= least]
-    return [choice for choice in picks if not any(choice) or _total(distances, choice) <= bound]
-
-
-def _total(table: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
-    return sum(row[k] for row, k in zip(table, picks, strict=True))
+def _compressed(graph: Graph, plan: Plan, ratios: Mapping[str, float]) -> Plan:
+    sites = {
+        s.name: plan.sites[s.name] if ratios[s.name] == 1 else scaled(s, plan.sites[s.name], ratios[s.name]) for s in graph.sites
+    }
+    return replace(plan, sites=sites)
 
 
 def scaled(site: Site, params: SiteParams, ratio: float) -> SiteParams:
