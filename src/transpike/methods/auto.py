@@ -1,16 +1,18 @@
-"""Auto: the best choice known so far for a number of steps and the neurons that are allowed; for who names no method.
+"""Auto: the best conversion for a number of steps and the neurons that are allowed; for who names no method.
 
-    plan = Chain(thresholds for T steps and B spikes a step, refinements)
+    plan = argmin over candidates of  E |y_snn - y_ann|^2 / E |y_ann|^2
 
-The thresholds are those of least quantisation error at T steps. Bursts and signed neurons make up for what came too early
-or too late while the network runs, so nothing else is needed; plain integrate-and-fire neurons cannot, and get biases and
-then potentials (one for each unit) that are calibrated for T steps; parallel neurons know all their charge, are fitted layer
-by layer, and learn, with the weights, to give the ANN back.
+on samples that no candidate was calibrated on, after T steps. The candidates are chains of methods, from few to many:
 
-Reference: MMSE thresholds, Li et al., ICML 2021, arXiv:2106.06984; bursts, Wang et al., AAAI 2025, arXiv:2412.16219;
-parallel neurons, Hao et al., ICML 2025, arXiv:2412.13610; calibration and reconstruction: see the modules of the methods that it
-names in the plan.
-Departures: this is a choice among methods, to be held against the board (docs/board.md), not a method of its own.
+    plain       MaxNorm; MMSE, alone, with a bias for every channel, and then a potential for every unit, added or replaced
+    bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
+    parallel    fitted layer by layer, and then learning, with the weights, to give the ANN back
+
+What the best is depends on the network: deep ones cut more off than shallow ones can bear. So it is tried, not assumed.
+
+Reference: MMSE thresholds and calibration, Li et al., ICML 2021, arXiv:2106.06984; bursts, Wang et al., AAAI 2025,
+arXiv:2412.16219; parallel neurons, Hao et al., ICML 2025, arXiv:2412.13610; see the modules of the methods.
+Departures: this is a choice among methods, not a method of its own; the error is that of `_sensitivity`.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transpike.errors import PlanError
+from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph
 from transpike.methods import Method
 from transpike.methods._observe import settings
+from transpike.methods._sensitivity import Bench
 from transpike.methods.advanced_calibration import AdvancedCalibration
-from transpike.methods.chain import Chain
 from transpike.methods.light_calibration import LightCalibration
+from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
 from transpike.methods.parallel import Parallel
 from transpike.methods.reconstruction import Reconstruction
@@ -33,48 +37,67 @@ from transpike.spiking.plan import Plan
 
 __all__ = ["Auto"]
 
+_Parts = tuple[Method, ...]
+
 
 @dataclass(frozen=True)
 class Auto:
-    """The best known conversion for ``steps`` steps with the neurons that are allowed.
+    """The best conversion for ``steps`` steps with the neurons that are allowed.
 
     Args:
         steps: time steps T that the network will be run for.
         cap: most spikes of a neuron in one step that the target can send; 1 for plain spikes.
         signed: may neurons take spikes back?
         parallel: may neurons wait for all their charge before they fire? Takes the place of bursts and signs.
+        held_out: how many samples judge the candidates instead of calibrating them, a quarter at most.
     """
 
-    order_dependent: ClassVar[bool] = True  # calibration looks at the first samples
+    order_dependent: ClassVar[bool] = True  # the first samples judge, calibration looks at those behind them
 
     steps: int = 32
     cap: int = 8
     signed: bool = True
     parallel: bool = False
+    held_out: int = 128
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
-        """Choose a method and return its plan, which names it.
+        """Fit every candidate and return the best one's plan, which names it and the errors of all.
 
         Raises:
-            PlanError: ``steps`` or ``cap`` is below 1.
+            PlanError: ``steps``, ``cap`` or ``held_out`` is below 1.
         """
-        if self.steps < 1 or self.cap < 1:
-            raise PlanError(f"{self}: steps and cap are at least 1")
-        chosen = self.choice()
-        found = chosen.fit(graph, batches)
-        origin = {**found.metadata, "method": "Auto", "settings": settings(self), "chosen": settings_of(chosen)}
-        return replace(found, metadata=origin)
+        if min(self.steps, self.cap, self.held_out) < 1:
+            raise PlanError(f"{self}: steps, cap and held_out are at least 1")
+        data = Batches(graph, batches)
+        samples = sum(len(inputs[0]) for inputs in data)
+        apart = min(self.held_out, samples // 4)
+        bench, others = Bench(graph, data, apart or 1, self.steps), data.after(apart)
+        fitted: dict[_Parts, Plan] = {}
 
-    def choice(self) -> Method:
-        """The method that these settings stand for."""
+        def plan_of(parts: _Parts) -> Plan:
+            if parts not in fitted:
+                *earlier, last = parts
+                fitted[parts] = last.fit(graph, others, plan_of(tuple(earlier)) if earlier else None)
+            return fitted[parts]
+
+        errors = {parts: bench.measure(plan_of(parts)).error for parts in self.candidates()}
+        best = min(errors, key=lambda parts: errors[parts])
+        tried = [{"methods": _named(parts), "error": error} for parts, error in errors.items()]
+        origin = {"method": "Auto", "settings": settings(self), "samples": samples, "chosen": _named(best), "tried": tried}
+        return replace(fitted[best], metadata={**fitted[best].metadata, **origin})
+
+    def candidates(self) -> tuple[_Parts, ...]:
+        """Chains of methods that these settings allow, the simplest first."""
         if self.parallel:
-            return Chain(Parallel(self.steps), Reconstruction(self.steps))
-        thresholds = MMSE(steps=self.steps, cap=self.cap, signed=self.signed)
+            parallel = Parallel(self.steps)
+            return (parallel,), (parallel, Reconstruction(self.steps))
+        thresholds, light = MMSE(steps=self.steps, cap=self.cap, signed=self.signed), LightCalibration(steps=self.steps)
         if self.signed or self.cap > 1:
-            return thresholds
-        return Chain(thresholds, LightCalibration(steps=self.steps), AdvancedCalibration(steps=self.steps, replace=True))
+            return (thresholds,), (thresholds, light)
+        potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
+        return (MaxNorm(),), (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
 
 
-def settings_of(method: Method) -> dict[str, Any]:
-    """A method's name and fields, ready for JSON."""
-    return {"method": type(method).__name__, **settings(method)}
+def _named(parts: _Parts) -> list[dict[str, Any]]:
+    """Names and fields of methods, ready for JSON."""
+    return [{"method": type(method).__name__, **settings(method)} for method in parts]
