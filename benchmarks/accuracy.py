@@ -18,7 +18,9 @@ from transpike.methods.light_calibration import LightCalibration
 from transpike.methods.ltb import LTB
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
+from transpike.methods.parallel import Parallel
 from transpike.methods.percentile import Percentile
+from transpike.methods.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ ROWS = {
     "resnet20 MMSE(32) signed cap 4": Row(
         CIFAR, MMSE(cap=4, signed=True), 8, 10_000, 2_000, (("plain", 4, 90.6), ("plain", 8, 91.3))
     ),
+    **{
+        f"resnet20 Parallel({t}) + Reconstruction": Row(
+            CIFAR, Chain(Parallel(t), Reconstruction(t)), t, 10_000, 10_000, (("plain", t, bar),)
+        )
+        for t, bar in ((4, 86.0), (8, 90.5), (16, 91.0))
+    },
     "mobilenetv1 MMSE signed cap 4": Row(MOBILE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE signed": Row(MOBILE, MMSE(signed=True), 64, 800, 200, drops=(("plain", 64, 5.0),)),
     "squeezenet MMSE signed cap 4": Row(SQUEEZE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
