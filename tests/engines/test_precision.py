@@ -255,9 +255,9 @@ def test_native_kernels_get_the_same_numbers(monkeypatch) -> None:
     """torch's own bfloat16 operations, here emulated, and float32 ones on rounded numbers: one arithmetic."""
     graph = capture(make("fire"), batch_of("fire", 2))
     plan, x = plan_of(graph), torch.rand(4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).round() * 2
-    monkeypatch.setattr(module, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
     emulated = next(iter(arithmetic_of(graph, plan, "bfloat16").values()))
-    monkeypatch.setattr(module, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
     native = next(iter(arithmetic_of(graph, plan, "bfloat16").values()))
     assert isinstance(native, Bfloat16)
     close = (native.currents(x) - emulated.currents(x)).abs()

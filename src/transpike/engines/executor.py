@@ -96,7 +96,8 @@ def simulate(
     dense = population is not None or precision != "float32"
     program = Program.of(graph, plan, "dense" if dense else engine, inputs[0])
     samples = len(inputs[0])
-    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
+    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
     per_run = samples if whole else per_run
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
     result = None

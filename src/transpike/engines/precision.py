@@ -33,7 +33,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
-__all__ = ["PRECISIONS", "Arithmetic", "Bfloat16", "Float32", "Int8", "arithmetic_of", "check_precision"]
+__all__ = ["PRECISIONS", "Arithmetic", "Bfloat16", "Float32", "Int8", "arithmetic_of", "check_precision", "has_bfloat16"]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -206,7 +206,7 @@ class Bfloat16:
     def __init__(self, form: _Form, worth: torch.Tensor | None) -> None:
         self._form, self._worth, self.macs = form, worth, form.macs
         self.label = "bfloat16" if worth is not None else "bfloat16 (inputs rounded)"
-        self._dtype = torch.bfloat16 if _has_bfloat16(form.weight.device.type) else torch.float32
+        self._dtype = torch.bfloat16 if has_bfloat16(form.weight.device.type) else torch.float32
         self._weight = form.folded(worth).to(torch.bfloat16).to(self._dtype)
 
     def currents(self, x: torch.Tensor) -> torch.Tensor:
@@ -278,7 +278,7 @@ class Int8:
 
 
 @cache
-def _has_bfloat16(device: str) -> bool:
+def has_bfloat16(device: str) -> bool:
     """Does the processor multiply bfloat16 by itself?"""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
