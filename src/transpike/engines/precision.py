@@ -33,7 +33,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
-__all__ = ["PRECISIONS", "Arithmetic", "Bfloat16", "Float32", "Int8", "arithmetic_of", "check_precision", "has_bfloat16"]
+__all__ = ["Arithmetic", "Bfloat16", "Float32", "Int8", "arithmetic_of", "check_precision", "has_bfloat16"]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
