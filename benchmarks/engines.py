@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks.common import ROOT, ZOO, cifar10_ready, read, record, zoo
+from benchmarks.common import ROOT, ZOO, cifar10_ready, pairs, read, record, zoo
 from benchmarks.speed import own_forward, seconds
-from transpike import SpikingNetwork, convert, simulate
+from transpike import SpikingNetwork, convert, evaluate, simulate
+from transpike.engines.precision import PRECISIONS, has_bfloat16
 from transpike.measure.energy import energy
 from transpike.methods import Method
 from transpike.methods.ltb import LTB
@@ -137,6 +138,8 @@ def measure(name: str) -> dict[str, Any]:
     works: dict[str, Callable[[], float]] = {"forward": lambda: min(seconds(forward) for _ in range(3))}
     for engine in ("dense", "events", "auto"):
         works[engine] = lambda engine=engine: seconds(lambda: simulate(net, x, STEPS, engine=engine))
+    for low in ("bfloat16", "int8"):
+        works[low] = lambda low=low: seconds(lambda: simulate(net, x, STEPS, precision=low))
     with ExitStack() as stack:
         if name == "cifar10_resnet20" and peers_ready():
             for other in PEERS:
@@ -150,6 +153,7 @@ def measure(name: str) -> dict[str, Any]:
     found["peak_macs_per_second"] = peak()
     if name == "cifar10_resnet20":
         found |= {"counts": in_counts(model, parts, x, forward), "scaling": scaling(net, model, x)}
+        found["precisions"] = precisions(net, 500)
     return found
 
 
@@ -170,6 +174,19 @@ def agreement(net: SpikingNetwork, x: torch.Tensor) -> dict[str, float]:
     spikes = [sum(float(n.sum(dtype=torch.float64)) for n in run.spikes.values()) for run in (dense, auto)]
     same = (dense.readout().argmax(1) == auto.readout().argmax(1)).float().mean()
     return {"same_class": float(same), "spikes": abs(spikes[0] - spikes[1]) / spikes[0], "images": len(x)}
+
+
+def precisions(net: SpikingNetwork, images: int) -> dict[str, Any]:
+    """What lower precision does to the accuracy on labelled images, and to the outputs of the first 100 of them."""
+    module = zoo()
+    assert module is not None
+    case = module.load("cifar10_resnet20", images)
+    found: dict[str, Any] = {"images": images, "steps": STEPS, "fast_bfloat16": has_bfloat16("cpu")}
+    for precision in PRECISIONS:
+        report = evaluate(net, pairs(case.inputs, case.targets), STEPS, precision=precision)
+        effect = {} if report.effect is None else vars(report.effect)
+        found[precision] = {"ann": report.ann["top1"], "top1": [report.at(t) for t in (8, 16, 32)], **effect}
+    return found
 
 
 def in_counts(
@@ -237,7 +254,7 @@ def main(names: list[str]) -> None:
         results["networks"][name] = found
         record("engines", results)
         print(name, {key: round(value, 2) for key, value in found["ratios"].items()}, flush=True)
-        for key in ("counts", "scaling", "agreement"):
+        for key in ("counts", "scaling", "agreement", "precisions"):
             if key in found:
                 print(f"  {key}: {found[key]}", flush=True)
     draw(read("engines")["networks"])

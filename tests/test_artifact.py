@@ -65,6 +65,22 @@ def test_the_precision_survives(tmp_path):
     assert torch.equal(transpike.load(net.save(tmp_path / "net.spike"))(vectors()), net(vectors()))
 
 
+def test_arithmetic_of_lower_precision_survives(tmp_path):
+    net = SpikingNetwork(*converted("mlp"), steps=6, precision="int8")
+    again = transpike.load(net.save(tmp_path / "net.spike"))
+    assert again.precision == "int8" and "precision=int8" in repr(again)
+    assert torch.equal(again(vectors()), transpike.simulate(net, vectors(), 6, precision="int8").readout())
+    assert not torch.equal(again(vectors()), _net("mlp")(vectors()))
+
+
+def test_a_file_from_before_there_were_precisions_is_read(tmp_path):
+    net = _net("mlp")
+    tensors, header = read_tensors(net.save(tmp_path / "net.spike"), FILE_KIND)
+    header = {**header, "format": 1, "run": {key: x for key, x in header["run"].items() if key != "precision"}}
+    again = transpike.load(write_tensors(tmp_path / "old.spike", tensors, header))
+    assert again.precision == "float32" and torch.equal(again(vectors()), net(vectors()))
+
+
 def test_a_truncated_changed_or_foreign_file_is_refused(tmp_path):
     path = _net("mlp").save(tmp_path / "net.spike")
     sound = path.read_bytes()

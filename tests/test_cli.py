@@ -61,6 +61,23 @@ def test_engines_and_a_profile(converted: Path, capsys, tmp_path: Path) -> None:
     assert found["at"] == [1, 2, 4, 8] and found["values"]["top1"][-1] > 0.8
 
 
+def test_lower_precision_says_what_it_did(converted: Path, capsys) -> None:
+    shared = ["evaluate", str(converted), "--data", "digits", "--steps", "4", "--limit", "100"]
+    code, out, _ = run(capsys, *shared, "--precision", "int8", "--profile")
+    assert code == 0 and "int8 against float32 on 100 samples" in out and "float32 (behind all neurons)" in out
+    code, out, _ = run(capsys, *shared, "--precision", "bfloat16", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["precision"]["precision"] == "bfloat16" and found["origin"]["precision"] == "bfloat16"
+    for wrong, words in (
+        (["--precision", "int4"], "choose from float32, bfloat16, int8"),
+        (["--precision", "int8", "--engine", "events"], "needs engine='dense'"),
+        (["--precision", "bfloat16", "--engine", "counts"], "needs engine='dense'"),
+        (["--precision", "int8", "--exit", "margin", "--exit-data", "digits"], "drop --start and --precision"),
+    ):
+        code, _, err = run(capsys, *shared, *wrong)
+        assert code == 2 and words in err
+
+
 def test_convert_then_evaluate_reports_accuracy_near_the_ann(converted: Path, capsys, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     code, out, _ = run(capsys, "evaluate", str(converted), "--data", "digits", "--steps", "16", "--json", "-o", str(folder))

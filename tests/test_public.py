@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from pathlib import Path
@@ -16,6 +17,7 @@ MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(transpike.__path__, "transpike.")
     if not info.name.rpartition(".")[2].startswith("_")
+    and (importlib.util.find_spec("triton") or not info.name.endswith(".triton_kernels"))
 ]
 
 

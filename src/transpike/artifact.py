@@ -24,8 +24,8 @@ def load(path: Path | str) -> SpikingNetwork:
         ArtifactError: missing, truncated, changed, or of a newer format.
     """
     tensors, header = read_tensors(path, FILE_KIND)
-    if header.get("format") != FILE_FORMAT:
-        raise ArtifactError(f"{path} has format {header.get('format')}, this version reads {FILE_FORMAT}: upgrade transpike")
+    if header.get("format") not in range(1, FILE_FORMAT + 1):
+        raise ArtifactError(f"{path} has format {header.get('format')}, this version reads 1 to {FILE_FORMAT}: upgrade transpike")
     weights = {name.removeprefix("weight/"): x for name, x in tensors.items() if name.startswith("weight/")}
     numbers = {name.removeprefix("plan/"): x for name, x in tensors.items() if name.startswith("plan/")}
     graph = serial.from_header(header["graph"], weights)

@@ -20,6 +20,7 @@ import transpike
 from transpike import console
 from transpike.console import guarded, out
 from transpike.demo import Trial, comparison, run_demo
+from transpike.engines.precision import check_precision
 from transpike.engines.program import check_engine
 from transpike.errors import SpecError
 from transpike.graph.capture import Pooling
@@ -59,6 +60,7 @@ Mean = Annotated[str | None, typer.Option(help="image data: mean of each channel
 Std = Annotated[str | None, typer.Option(help="image data: standard deviation of each channel")]
 Steps = Annotated[int, typer.Option(min=1, help="time steps")]
 Engine = Annotated[str, typer.Option(help="auto, dense or events; evaluate also takes counts (parallel neurons)")]
+Precision = Annotated[str, typer.Option(help="of products: float32, bfloat16 or int8; the report says what it changes")]
 Threads = Annotated[int | None, typer.Option(min=1, help="processor cores to use; default: all")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
@@ -181,6 +183,7 @@ def evaluate(
     task: TaskName = "classification",
     options: Options = None,
     engine: Engine = "auto",
+    precision: Precision = "float32",
     threads: Threads = None,
     profile: Annotated[bool, typer.Option("--profile", help="also print what ran where: time, density, engine by layer")] = False,
     batch: Batch = 100,
@@ -193,11 +196,12 @@ def evaluate(
     """The task's metric at every step, agreement with the ANN, rates and energy, in one pass."""
     if (leave is None) != (exit_data is None):
         raise SpecError("--exit and --exit-data go together: exits are chosen on labelled data of their own")
-    if leave is not None and start:
-        raise SpecError("--exit reads out from the first step on: drop --start")
+    if leave is not None and (start or precision != "float32"):
+        raise SpecError("--exit reads out from the first step on, in float32: drop --start and --precision")
     if engine == "counts" and (leave is not None or start or profile or output is not None):
         raise SpecError("--engine counts gives a curve alone: drop --exit, --start, --profile and --output")
     check_engine(engine if engine != "counts" else "auto")
+    check_precision(precision, engine)
     if threads is not None:
         torch.set_num_threads(threads)
     preparation = _preparation(batch, limit, size, mean, std, "test")
@@ -229,8 +233,8 @@ def evaluate(
             console.show(count_curve(net, loader, milestones(steps), task=single, progress=advance), as_json)
             return
         if policy is None:
-            starts = tuple(start or ())
-            report = transpike.evaluate(net, loader, steps, task=kind.task, starts=starts, engine=engine, progress=advance)
+            how = {"starts": tuple(start or ()), "engine": engine, "precision": precision}
+            report = transpike.evaluate(net, loader, steps, task=kind.task, progress=advance, **how)
         else:
             report = evaluate_exit(net, loader, policy, task=single, progress=advance)
     if output is not None:

@@ -55,10 +55,11 @@ def notes(found: tuple[str, ...]) -> None:
 
 def profile(rows: Iterable[Mapping[str, Any]]) -> None:
     """What ran where, as a table."""
-    table = Table("layer", "engine", "seconds", "density", "operations", box=None, pad_edge=False)
+    table = Table("layer", "engine", "precision", "seconds", "density", "operations", box=None, pad_edge=False)
     for row in rows:
         density = "" if row["density"] is None else f"{row['density']:.1%}"
-        table.add_row(row["layer"], row["engine"], f"{row['seconds']:.2f}", density, f"{row['operations']:.2e}")
+        ran = (row["layer"], row["engine"], row["precision"], f"{row['seconds']:.2f}")
+        table.add_row(*ran, density, f"{row['operations']:.2e}")
     out.print(table)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from transpike.engines import counts, executor, exits
 from transpike.engines.executor import Probe, Run
 from transpike.engines.exits import ExitRun, Leave, SampleProbe
+from transpike.engines.precision import check_precision
 from transpike.errors import DataError, SpecError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
@@ -24,7 +25,7 @@ from transpike.spiking.store import write_tensors
 __all__ = ["FILE_FORMAT", "FILE_KIND", "SpikingNetwork", "simulate", "simulate_until"]
 
 FILE_KIND = "spiking network"
-FILE_FORMAT = 1  # raised when an older `transpike.load` could not read the file
+FILE_FORMAT = 2  # raised when an older `transpike.load` could not read the file; 1 had no precision
 
 _SEPARATOR = "/"  # buffer names may hold no dots
 
@@ -39,10 +40,11 @@ class SpikingNetwork(nn.Module):
     Args:
         graph: the captured network. plan: its numbers.
         steps: time steps of a call. start: steps that the read-out leaves out (delayed evaluation).
-        engine, max_memory: as for `simulate`.
+        engine, precision, max_memory: as for `simulate`.
 
     Raises:
         PlanError: the plan does not fit the graph.
+        SpecError: there is no such precision, or the engine has float32 alone.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class SpikingNetwork(nn.Module):
         steps: int = 32,
         start: int = 0,
         engine: str = "auto",
+        precision: str = "float32",
         max_memory: int | None = None,
     ) -> None:
         super().__init__()
-        self.steps, self.start, self.engine, self.max_memory = steps, start, engine, max_memory
+        check_precision(precision, engine)
+        self.steps, self.start, self.engine, self.precision, self.max_memory = steps, start, engine, precision, max_memory
         self._graph, self._plan = graph, plan.validate(graph)
         self._weights, self._numbers = nn.Module(), nn.Module()
         for module, tensors in ((self._weights, graph.params), (self._numbers, plan.tensors())):
@@ -79,9 +83,10 @@ class SpikingNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The mean read-out over steps ``start + 1 .. steps``."""
         x = kwargs or (args[0] if len(args) == 1 else args)
-        at_once = self.engine == "auto" and not self.start and counts.counts_serve(self._graph, self._plan)
-        engine = "counts" if at_once else self.engine
-        return simulate(self, x, self.steps, engine=engine, max_memory=self.max_memory).readout(start=self.start)
+        free = self.engine == "auto" and self.precision == "float32" and not self.start
+        engine = "counts" if free and counts.counts_serve(self._graph, self._plan) else self.engine
+        run = simulate(self, x, self.steps, engine=engine, precision=self.precision, max_memory=self.max_memory)
+        return run.readout(start=self.start)
 
     def streamed(self) -> SpikingNetwork:
         """The same network for recordings: inputs have frames N T ..., and step t sees frame t.
@@ -89,8 +94,7 @@ class SpikingNetwork(nn.Module):
         Calibrate on single inputs, whose place the mean of the frames so far takes. `evaluate` gives the ANN the mean of
         all frames.
         """
-        options = {"steps": self.steps, "start": self.start, "engine": self.engine, "max_memory": self.max_memory}
-        return SpikingNetwork(streamed(self._graph), self._plan, **options)
+        return SpikingNetwork(streamed(self._graph), self._plan, **self._options())
 
     def save(self, path: Path | str) -> Path:
         """Write everything to one file that needs neither pickle nor the original class, see `transpike.load`.
@@ -104,15 +108,19 @@ class SpikingNetwork(nn.Module):
             "versions": versions(),
             "graph": serial.header(self._graph),
             "plan": self._plan.header(),
-            "run": {"steps": self.steps, "start": self.start, "engine": self.engine, "max_memory": self.max_memory},
+            "run": self._options(),
         }
         tensors = {f"weight/{name}": x for name, x in self._graph.params.items()}
         tensors.update((f"plan/{name}", x) for name, x in self._plan.tensors().items())
         return write_tensors(path, tensors, header)
 
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("steps", "start", "engine", "precision", "max_memory")}
+
     def extra_repr(self) -> str:
         method = self._plan.metadata.get("method", "?")
-        return f"{self._graph.name}, {len(self._graph.sites)} sites, method={method}, steps={self.steps}"
+        low = "" if self.precision == "float32" else f", precision={self.precision}"
+        return f"{self._graph.name}, {len(self._graph.sites)} sites, method={method}, steps={self.steps}{low}"
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SpikingNetwork:
         super()._apply(fn, recurse)
@@ -145,6 +153,7 @@ def simulate(
     steps: int = 32,
     *,
     engine: str = "auto",
+    precision: str = "float32",
     max_memory: int | None = None,
     chunk: int | None = None,
     at: Sequence[int] | None = None,
@@ -158,6 +167,8 @@ def simulate(
         steps: time steps T.
         engine: "auto", "dense" or "events", see `transpike.engines.executor.simulate`; "counts": parallel neurons, and
             signed ones without a cap, in one pass of the network for each number of steps in ``at``.
+        precision: "float32", "bfloat16" or "int8" for the products of convolutions and linear layers behind neurons; what is
+            rounded: `transpike.engines.precision`; what each layer had: ``run.trace``. The engine is "dense" then.
         at: "counts" only: the numbers of steps to read out after, ``steps`` alone if None.
         max_memory: bytes that activations, state and results may take together, None: no limit.
         chunk: steps that go through the network at once; changes speed and memory, never a spike.
@@ -168,19 +179,22 @@ def simulate(
     Raises:
         DataError: wrong shapes, an empty batch, values that are not finite.
         MemoryBudgetError: ``max_memory`` is too small.
+        SpecError: there is no such engine or precision, or they do not go together.
 
     Example:
         >>> run = transpike.simulate(net, images, steps=32)  # doctest: +SKIP
         >>> run.readout(32).argmax(1), run.readout(32, start=16), run.spikes["relu#1"]  # doctest: +SKIP
     """
     inputs = _inputs(net, x)
+    check_precision(precision, engine)
     if engine == "counts":
         if chunk is not None or probe is not None:
             raise SpecError("engine='counts' goes through the network without a clock: chunk and probe are for the others")
         return counts.simulate_counts(net.graph, net.plan, inputs, (steps,) if at is None else at, max_memory=max_memory)
     if at is not None:
         raise SpecError(f"at={list(at)} is for engine='counts': engine={engine!r} gives the read-out of every step")
-    return executor.simulate(net.graph, net.plan, inputs, steps, engine=engine, max_memory=max_memory, chunk=chunk, probe=probe)
+    options = {"engine": engine, "precision": precision, "max_memory": max_memory, "chunk": chunk, "probe": probe}
+    return executor.simulate(net.graph, net.plan, inputs, steps, **options)
 
 
 def simulate_until(

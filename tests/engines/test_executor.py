@@ -435,6 +435,14 @@ def _least(graph: Graph, plan: Plan, samples: int, steps: int) -> int:
     return high
 
 
+def test_on_a_gpu_all_samples_go_together_and_its_memory_is_the_limit():
+    graph, plan = converted("residual")
+    largest = 4 * max(node.numel() for node in graph.body)
+    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 8 * 64 * largest) == (8, 64)
+    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 16 * largest) == (1, 16)
+    assert chunking(graph, plan, 64, 32, 4, None, 4, 1 << 40) == (4, 64)
+
+
 @pytest.mark.parametrize("name", ["residual", "fire", "attention", "depthwise", "dict_output", "two_inputs"])
 def test_a_run_stays_within_its_memory_budget(name):
     graph, plan = converted(name)

@@ -16,6 +16,7 @@ from transpike.spiking.plan import Plan
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
 
 _CACHE_BYTES = 16 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
+_GPU_SHARE = 32  # on a GPU it takes this part of the memory: enough work for a launch, room for what is alive beside it
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,30 @@ def _peak(nodes: Sequence[Node], keep: set[str]) -> int:
 
 
 def chunking(
-    graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
+    graph: Graph,
+    plan: Plan,
+    samples: int,
+    steps: int,
+    chunk: int | None,
+    max_memory: int | None,
+    itemsize: int,
+    gpu_bytes: int | None = None,
 ) -> tuple[int, int]:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
+    On a GPU with ``gpu_bytes`` of memory as many samples as fit go together: its memory sets the limit, not a cache.
     Some kinds of neurons need all steps of a sample in one chunk.
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
         chunk = steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
-    together = min(samples, torch.get_num_threads())  # a thread works on a sample
-    frames = max(together, _CACHE_BYTES // max(largest, 1))
+    if gpu_bytes is None:
+        together = min(samples, torch.get_num_threads())  # a thread works on a sample
+        frames = max(together, _CACHE_BYTES // max(largest, 1))
+    else:
+        frames = max(1, gpu_bytes // _GPU_SHARE // max(largest, 1))
+        together = min(samples, frames)
     if max_memory is None:
         per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
         return per_chunk, max(1, min(samples, frames // per_chunk))

@@ -1,11 +1,14 @@
-"""The dense engine: every operation on all steps of a chunk at once, neurons by a fused kernel (CPU) or step by step.
+"""The dense engine: every operation on all steps of a chunk at once, neurons by a fused kernel or else step by step.
 
 A `Population` is the neurons of one site for some samples. Its state lives as long as one run.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
 from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
-__all__ = ["DensePopulation", "memory_order"]
+__all__ = ["DensePopulation", "gpu_kernel", "memory_order"]
 
 
 class DensePopulation:
@@ -138,6 +141,8 @@ class DensePopulation:
     def _fire(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
         if spikes.device.type == "cpu" and spikes.dtype in (torch.float32, torch.float64):
             self._fused(spikes, drive, steps)
+        elif spikes.device.type == "cuda" and spikes.dtype == torch.float32 and gpu_kernel() is not None:
+            self._on_gpu(spikes, drive, steps)
         else:
             self._stepwise(spikes, drive, steps)
 
@@ -174,6 +179,23 @@ class DensePopulation:
                 self._params.signed,
             )
 
+    def _on_gpu(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
+        kernel = gpu_kernel()
+        assert kernel is not None
+        kernel(
+            spikes,
+            drive,
+            self._v,
+            self._sent,
+            self._count,
+            self._theta,
+            self._worth,
+            self._extra,
+            steps,
+            self._params.cap,
+            self._params.signed,
+        )
+
     def _all_at_once(self, x: torch.Tensor, steps: int, constant: bool) -> torch.Tensor:
         """Parallel neurons: the executor gives them all steps in one chunk."""
         total = (x * steps if constant else x.view(steps, self._samples, -1).sum(0)) + self._extra * steps
@@ -207,6 +229,15 @@ class DensePopulation:
         """Spikes in the shape of the current, with as many frames on the batch axis as there are."""
         rest = [size for axis, size in enumerate(like.shape) if axis != self._axis]
         return self._per_sample(flat).reshape(-1, *rest).movedim(0, self._axis)
+
+
+@cache
+def gpu_kernel() -> Callable[..., None] | None:
+    """The fused kernel for CUDA, None without Triton; imported where a run needs it, for it takes longer than all else."""
+    try:
+        return importlib.import_module("transpike.engines.triton_kernels").fire
+    except ImportError:
+        return None
 
 
 def _batch_first(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.events import Synapse, frames_of
+from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
@@ -56,6 +57,7 @@ def simulate(
     steps: int,
     *,
     engine: str = "auto",
+    precision: str = "float32",
     max_memory: int | None = None,
     chunk: int | None = None,
     probe: Probe | None = None,
@@ -68,6 +70,8 @@ def simulate(
         inputs: one tensor per input of the graph, batch first; of a streamed graph the frames of the steps second.
         engine: "dense" computes every 0 too, "events" only what is not 0, wherever it has a kernel; "auto" takes for each
             layer and chunk of steps what its density makes cheaper.
+        precision: "float32"; "bfloat16" or "int8" for the products of convolutions and linear layers, see
+            `transpike.engines.precision`. The engine is "dense" then; the trace names what each layer has.
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
         chunk: time steps per chunk; chosen from the sizes if None.
         probe: sees what neurons and analog operations emit, chunk by chunk.
@@ -76,10 +80,11 @@ def simulate(
 
     Raises:
         DataError: wrong shapes, an empty batch, values that are not finite, no steps.
-        SpecError: there is no such engine.
+        SpecError: there is no such engine or precision, or they do not go together.
         MemoryBudgetError: ``max_memory`` is too small for even one step of one sample.
     """
     check_engine(engine)
+    check_precision(precision, engine)
     if steps < 1:
         raise DataError(f"steps is {steps}: simulate at least one step")
     if chunk is not None and chunk < 1:
@@ -87,16 +92,19 @@ def simulate(
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
     check_frames(graph, inputs, steps)
-    program = Program.of(graph, plan, engine if population is None else "dense", inputs[0])
+    arithmetic = arithmetic_of(graph, plan, precision)
+    dense = population is not None or precision != "float32"
+    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0])
     samples = len(inputs[0])
-    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size())
+    on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
+    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
     per_run = samples if whole else per_run
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
     result = None
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            part = MicroBatch(program, some, first, probe, population or DensePopulation).run(steps, per_chunk)
+            part = MicroBatch(program, some, first, probe, population or DensePopulation, arithmetic).run(steps, per_chunk)
             if per_run >= samples:
                 return part
             result = room_for(part, samples, axes) if result is None else result
@@ -116,8 +124,10 @@ class MicroBatch:
         first: int,
         probe: Probe | None,
         new_population: NewPopulation = DensePopulation,
+        arithmetic: Mapping[str, Arithmetic] | None = None,
     ) -> None:
         self._program, self._first_sample, self._new, self._probe = program, first, new_population, probe
+        self._arithmetic = {} if arithmetic is None else arithmetic
         self._samples, self._device = len(inputs[0]), inputs[0].device
         self._populations: dict[str, Population] = {}
         self._averages: dict[str, RunningMean] = {}
@@ -184,6 +194,8 @@ class MicroBatch:
             result = self._receive(node, env)
         elif node.name in self._program.synapses:
             return self._send(node, env)
+        elif node.name in self._arithmetic:
+            return self._multiply(node, env, self._arithmetic[node.name])
         elif node.role is Role.NEURON:
             result = self._fire(node, env)
         elif node.role is Role.ANALOG:
@@ -219,6 +231,14 @@ class MicroBatch:
             if self._by_events(synapse, x, layer):
                 return synapse.currents(x, self._weights(synapse))
             return call(node, env, frames, self._device)
+
+    def _multiply(self, node: Node, env: Mapping[str, Any], arithmetic: Arithmetic) -> torch.Tensor:
+        """The currents of a synapse with an arithmetic of its own."""
+        frames = self._steps * self._samples
+        with self._trace.timed(node.name, arithmetic.macs, frames, arithmetic.label):
+            if isinstance(arithmetic, Float32):
+                return call(node, env, frames, self._device)
+            return arithmetic.currents(env[node.args[0].name])
 
     def _receive(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
         """What neurons emit that have taken their synapse over."""

@@ -19,7 +19,8 @@ class Layer:
         macs: multiply-accumulates that one frame takes with all 0s counted.
         frames: steps x samples that went through it. events: how many of them by events.
         nonzeros: inputs that were not 0, as far as they were looked at. looked: inputs that were looked at.
-        seconds: wall time.
+        seconds: wall time (on a GPU only until the work is handed over).
+        precision: the number format of its products, see `transpike.engines.precision`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Layer:
     nonzeros: int = 0
     looked: int = 0
     seconds: float = 0.0
+    precision: str = "float32"
 
     @property
     def density(self) -> float | None:
@@ -50,9 +52,9 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
 
     @contextmanager
-    def timed(self, name: str, macs: int, frames: int) -> Iterator[Layer]:
+    def timed(self, name: str, macs: int, frames: int, precision: str = "float32") -> Iterator[Layer]:
         """Count what runs inside as the layer's."""
-        layer = self.layers.setdefault(name, Layer(name, macs))
+        layer = self.layers.setdefault(name, Layer(name, macs, precision=precision))
         began = time.perf_counter()
         try:
             yield layer
@@ -63,7 +65,7 @@ class Trace:
     def add(self, other: Trace) -> None:
         """Take another run's layers in."""
         for name, theirs in other.layers.items():
-            mine = self.layers.setdefault(name, Layer(name, theirs.macs))
+            mine = self.layers.setdefault(name, Layer(name, theirs.macs, precision=theirs.precision))
             for key in ("frames", "events", "nonzeros", "looked", "seconds"):
                 setattr(mine, key, getattr(mine, key) + getattr(theirs, key))
 
@@ -73,6 +75,7 @@ class Trace:
             {
                 "layer": layer.name,
                 "engine": layer.engine,
+                "precision": layer.precision,
                 "seconds": layer.seconds,
                 "density": layer.density,
                 "macs": layer.macs,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from transpike.engines.executor import bytes_per_sample
+from transpike.engines.precision import check_precision
 from transpike.engines.trace import Trace
 from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs, inputs_of, peek, target_of
@@ -17,6 +18,7 @@ from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph
 from transpike.measure.accuracy import Classification, windows_of
 from transpike.measure.delay import estimate_delay
+from transpike.measure.effect import effect_of
 from transpike.measure.energy import Meter, by_channel
 from transpike.measure.report import Report
 from transpike.measure.tally import Tally, Task
@@ -38,6 +40,7 @@ def evaluate(
     task: Task | None = None,
     starts: Sequence[int] = (),
     engine: str = "auto",
+    precision: str = "float32",
     max_memory: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
@@ -51,6 +54,8 @@ def evaluate(
         loader: pairs (input, target).
         task: what is measured, `Classification` by default.
         engine: as for `simulate`, but for "counts", which has no steps to measure between (`count_curve` does without).
+        precision: as for `simulate`; below float32 the first samples are simulated in float32 too, and `Report.effect`
+            says how far apart the two are.
         progress: called with the number of samples done.
 
     Raises:
@@ -64,6 +69,7 @@ def evaluate(
         raise DataError(f"steps is {steps}: simulate at least one step")
     if engine == "counts":
         raise SpecError("evaluate measures every step, engine='counts' has none: use count_curve, or another engine")
+    check_precision(precision, engine)
     if wrong := [s for s in starts if not 0 <= s < steps]:
         raise DataError(f"starts {wrong}: the read-out may leave out 0 to {steps - 1} of {steps} steps")
     task = task or Classification()
@@ -77,7 +83,7 @@ def evaluate(
     at_once = max(1, held // max(1, 2 * bytes_per_sample(graph, plan, steps)))
     saturated: dict[str, torch.Tensor] = {}
     clock, trace = {"ann": 0.0, "snn": 0.0}, Trace()
-    samples = 0
+    samples, effect = 0, None
     for batch in batches:
         inputs = checked_inputs(graph, inputs_of(batch, count))
         targets = _targets(batch, count, len(inputs[0]))
@@ -89,8 +95,10 @@ def evaluate(
             wanted = task.check(ann, None if targets is None else targets[low : low + at_once])
             began = time.perf_counter()
             x = tuple(part) if count > 1 else part[0]
-            run = simulate(net, x, steps, engine=engine, max_memory=max_memory, probe=meter.probe)
+            run = simulate(net, x, steps, engine=engine, precision=precision, max_memory=max_memory, probe=meter.probe)
             clock["snn"] += time.perf_counter() - began
+            if precision != "float32" and effect is None:
+                effect = effect_of(precision, task, run, simulate(net, x, steps, engine="dense", max_memory=max_memory))
             trace.add(run.trace)
             tally.add(ann, task.readout(run.outputs), wanted, len(part[0]))
             for site in graph.sites:
@@ -121,11 +129,12 @@ def evaluate(
         channels={site.name: site.channels for site in graph.sites},
         energy=meter.energy(),
         seconds=clock,
-        origin={**plan.metadata, "engine": engine, "versions": versions()},
+        origin={**plan.metadata, "engine": engine, "precision": precision, "versions": versions()},
         notes=plan.notes,
         measured=tally.measured,
         step_ms=task.step_ms,
         profile=tuple(trace.rows()),
+        effect=effect,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transpike.errors import DataError
+from transpike.measure.effect import Effect
 from transpike.measure.energy import CONSTANTS, Energy
 from transpike.spiking.store import write_file
 
@@ -31,7 +32,8 @@ class Report:
         notes: what a user should know (dead channels, thresholds that have not converged).
         measured: the steps at which metrics were computed, in order; empty: every step.
         step_ms: milliseconds of a step where the input is a recording; None: steps have no duration.
-        profile: what ran where: by layer its engine, seconds, density and operations.
+        profile: what ran where: by layer its engine, precision, seconds, density and operations.
+        effect: what a precision below float32 did to the outputs, None in float32.
     """
 
     network: str
@@ -56,6 +58,7 @@ class Report:
     measured: tuple[int, ...] = ()
     step_ms: float | None = None
     profile: tuple[Mapping[str, Any], ...] = ()
+    effect: Effect | None = None
 
     @property
     def points(self) -> Sequence[int]:
@@ -114,6 +117,7 @@ class Report:
             "origin": dict(self.origin),
             "notes": list(self.notes),
             "profile": [dict(row) for row in self.profile],
+            "precision": None if self.effect is None else vars(self.effect),
         }
 
     def _unit(self) -> str:
@@ -151,6 +155,7 @@ class Report:
         for site, rate in self.rates.items():
             lines.append(f"    {site:<40} {rate:7.4f}  {self.silent[site]:>4} {self.saturated[site]:>4} of {self.channels[site]}")
         lines.append(f"  time: ANN {self.seconds['ann']:.1f} s, simulation {self.seconds['snn']:.1f} s")
+        lines += [] if self.effect is None else [f"  {self.effect}"]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -1,0 +1,64 @@
+"""From what neurons emit back to whole spikes, in the number format that a synapse takes: one pass over memory.
+
+Compiled once by numba and cached on disk.
+"""
+
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
+# pyright: reportUntypedFunctionDecorator=false
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from transpike.engines.kernels import threads_for
+
+__all__ = ["counts"]
+
+_LINE = 512  # numbers that a vector loop runs over, at least
+
+
+def counts(x: torch.Tensor, worth: torch.Tensor, axis: int, dtype: torch.dtype) -> torch.Tensor:
+    """``s = round(x / worth)`` with ``worth`` by channel: exact for what neurons emit, ``x = worth s`` but for rounding.
+
+    Args:
+        x: float32, channels on ``axis``.
+        dtype: float32, uint8 (``s`` from 0 to 255) or bfloat16 (exact to 256, the nearest beyond).
+
+    Returns:
+        The shape of ``x``, channels innermost in memory.
+    """
+    last = x.movedim(axis, -1)
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return torch.mul(last, 1 / worth).round_().to(dtype).movedim(-1, axis)
+    flat = last.contiguous()
+    out = torch.empty(flat.shape, dtype=dtype)
+    line = (1 / worth).repeat(max(1, _LINE // len(worth))).numpy()
+    halves = dtype == torch.bfloat16
+    with threads_for(flat.numel()):
+        _whole(flat.view(-1).numpy(), line, (out.view(torch.int16) if halves else out).view(-1).numpy(), halves)
+    return out.movedim(-1, axis)
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def _whole(x, inverse, out, halves):
+    """``out = round(x inverse)``, where ``inverse`` repeats; ``halves``: the nearest upper half of the float32 instead."""
+    size = len(inverse)
+    lines = (len(x) + size - 1) // size
+    parts = min(lines, 64)
+    for part in prange(parts):
+        line = np.empty(size, np.float32)
+        bits = line.view(np.int32)
+        for k in range(lines * part // parts, lines * (part + 1) // parts):
+            first = k * size
+            count = min(size, len(x) - first)
+            row, to = x[first : first + count], out[first : first + count]
+            for i in range(count):
+                line[i] = np.rint(row[i] * inverse[i])
+            if halves:
+                for i in range(count):
+                    to[i] = (bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16
+            else:
+                for i in range(count):
+                    to[i] = line[i]
