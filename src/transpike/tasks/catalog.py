@@ -45,6 +45,7 @@ class Settings:
         frames, stride, clips: video: frames of a clip, every how many of the video, clips of a video.
         bins, duration_ms, height, width: events: parts of a recording, its length, the sensor's pixels.
         stream: events: one part at each step, instead of all of them as channels. voxels: signed voxel grids, not counts.
+        camera: events: what recorded files of AEDAT 2: davis_346, dvs_128 or dvs_346mini.
     """
 
     output: str = "0"
@@ -62,6 +63,7 @@ class Settings:
     width: int = 34
     stream: bool = False
     voxels: bool = False
+    camera: str | None = None
 
     @property
     def place(self) -> int | str:
@@ -142,7 +144,7 @@ def _events(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
     size, duration = (settings.height, settings.width), round(settings.duration_ms * 1000)
     frames = Frames(settings.bins, size, duration, settings.stream, settings.voxels)
     task = Classification(settings.place, step_ms=frames.step_ms)
-    sources: Sources = {"eventfolder": lambda where, prepared: event_folder(Path(where), frames)}
+    sources: Sources = {"eventfolder": lambda where, prepared: event_folder(Path(where), frames, camera=settings.camera)}
     return Kind(sources, task, partial(draw_classes, task=task, show=activity), streamed=settings.stream)
 
 
