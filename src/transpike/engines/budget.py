@@ -28,7 +28,7 @@ class _Needs:
     fixed: int
 
     @staticmethod
-    def of(graph: Graph, plan: Plan, steps: int, itemsize: int) -> _Needs:
+    def of(graph: Graph, plan: Plan, steps: int, itemsize: int, numbers: int | None = None) -> _Needs:
         nodes = {node.name: node for node in graph.nodes}
         sites = sum(site.units * (3 if plan.sites[site.name].signed else 2) for site in graph.sites)
         outputs = steps * sum(nodes[name].numel() for name in tree_refs(graph.outputs) if name in nodes)
@@ -40,8 +40,22 @@ class _Needs:
         state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
         state = max(state, _peak(graph.prefix, read)) + sum(math.prod(value.shape) for value in graph.inputs)
         frame = bytes_per_frame(graph, itemsize)
-        fixed = 4 * itemsize * sum(site.units for site in graph.sites)  # threshold, worth, current, first potential of each unit
+        units = sum(site.units for site in graph.sites)
+        fixed = itemsize * (_numbers(graph, plan) if numbers is None else numbers * units)
         return _Needs((sites + outputs) * itemsize, state * itemsize, frame, fixed)
+
+
+def _numbers(graph: Graph, plan: Plan) -> int:
+    """What `transpike.engines.dense.DensePopulation` keeps for all samples: thresholds, and what is not the same or 0."""
+    total = zeros = 0
+    for site in graph.sites:
+        params = plan.sites[site.name]
+        total += site.units * (1 if params.amplitude is None else 2)
+        if bool(params.current.any()):
+            total += site.units
+        elif site.units > zeros:  # a larger room for zeros is made, the smaller one serves the sites before it
+            total, zeros = total + site.units, site.units
+    return total
 
 
 def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
@@ -68,11 +82,21 @@ def _peak(nodes: Sequence[Node], keep: set[str]) -> int:
 
 
 def chunking(
-    graph: Graph, plan: Plan, samples: int, steps: int, chunk: int | None, max_memory: int | None, itemsize: int
+    graph: Graph,
+    plan: Plan,
+    samples: int,
+    steps: int,
+    chunk: int | None,
+    max_memory: int | None,
+    itemsize: int,
+    numbers: int | None = None,
 ) -> tuple[int, int]:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
-    Some kinds of neurons need all steps of a sample in one chunk.
+    Some kinds of neurons need all steps of a sample in one chunk. The state of a sample that is alone becomes its result.
+
+    Args:
+        numbers: of each unit that the engine keeps for all samples; None: those of the dense engine.
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
@@ -83,12 +107,13 @@ def chunking(
     if max_memory is None:
         per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
         return per_chunk, max(1, min(samples, frames // per_chunk))
-    needs = _Needs.of(graph, plan, steps, itemsize)
-    free = max_memory - needs.fixed - samples * needs.result
+    needs = _Needs.of(graph, plan, steps, itemsize, numbers)
+    results = 0 if samples == 1 else samples * needs.result
+    free = max_memory - needs.fixed - results
     if free < needs.state + needs.frame:
         fitting = (max_memory - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
         raise MemoryBudgetError(
-            f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(samples * needs.result)} and one sample "
+            f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(results)} and one sample "
             f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)}: "
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )
