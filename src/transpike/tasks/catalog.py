@@ -21,7 +21,7 @@ from transpike.tasks.data import SOURCES, Preparation, Sources
 from transpike.tasks.detection import Detection
 from transpike.tasks.events import Frames, event_folder
 from transpike.tasks.images import Fit
-from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detections, draw_masks, middle_frame
+from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detections, draw_masks, draw_parts, middle_frame
 from transpike.tasks.pointcloud import mesh_folder, point_arrays
 from transpike.tasks.video import Clips, VideoAccuracy, video_folder
 
@@ -37,11 +37,11 @@ class Settings:
 
     Args:
         output: which output of the network is measured (position, or key of a dict).
-        all_steps: segmentation and detection: measure at every step, not only at 1, 2, 4, ... and the last.
-        ignore: segmentation: the label of pixels that are not judged.
+        all_steps: segmentation, parts and detection: measure at every step, not only at 1, 2, 4, ... and the last.
+        ignore: segmentation and parts: the label of pixels or points that are not judged.
         align_corners: segmentation: how logits are resized to the masks.
         decoder: detection: torchvision:NAME, or package.module:function from a read-out to boxes.
-        points: point clouds: points of a cloud.
+        points: point clouds: points of a cloud. parts: a class for every point. classes_last: logits are N x P x classes.
         frames, stride, clips: video: frames of a clip, every how many of the video, clips of a video.
         bins, duration_ms, height, width: events: parts of a recording, its length, the sensor's pixels.
         stream: events: one part at each step, instead of all of them as channels. voxels: signed voxel grids, not counts.
@@ -54,6 +54,8 @@ class Settings:
     align_corners: bool = False
     decoder: str | None = None
     points: int = 1024
+    parts: bool = False
+    classes_last: bool = False
     frames: int = 16
     stride: int = 1
     clips: int = 1
@@ -132,11 +134,16 @@ def _video(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
 
 
 def _pointcloud(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
-    task = Classification(settings.place)
     sources: Sources = {
         "meshfolder": lambda where, prepared: mesh_folder(Path(where), prepared.split, settings.points),
         "npz": lambda where, prepared: point_arrays(Path(where), settings.points),
     }
+    if settings.parts:
+        parts = segmentation.Segmentation(
+            settings.place, ignore=settings.ignore, all_steps=settings.all_steps, classes_last=settings.classes_last
+        )
+        return Kind({"npz": sources["npz"]}, parts, partial(draw_parts, task=parts))
+    task = Classification(settings.place)
     return Kind(sources, task, partial(draw_classes, task=task, show=cloud))
 
 
