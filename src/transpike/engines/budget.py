@@ -10,7 +10,8 @@ import torch
 
 from transpike.errors import MemoryBudgetError
 from transpike.graph.interpret import frees
-from transpike.graph.ir import Graph, Node, Role, tree_refs
+from transpike.graph.ir import Graph, Node, Ref, Role, tree_refs
+from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
@@ -41,7 +42,7 @@ class _Needs:
         state = max(state, _peak(graph.prefix, read)) + sum(math.prod(value.shape) for value in graph.inputs)
         frame = bytes_per_frame(graph, itemsize)
         units = sum(site.units for site in graph.sites)
-        fixed = itemsize * (_numbers(graph, plan) if numbers is None else numbers * units)
+        fixed = itemsize * (_numbers(graph, plan) + _weights(graph) if numbers is None else numbers * units)
         return _Needs((sites + outputs) * itemsize, state * itemsize, frame, fixed)
 
 
@@ -56,6 +57,13 @@ def _numbers(graph: Graph, plan: Plan) -> int:
         elif site.units > zeros:  # a larger room for zeros is made, the smaller one serves the sites before it
             total, zeros = total + site.units, site.units
     return total
+
+
+def _weights(graph: Graph) -> int:
+    """Weights that the event engine lays out anew."""
+    read = [node.args[1] for node in graph.body if base_name(node.op) in SYNAPSES and len(node.args) > 1]
+    names = {ref.name for ref in read if isinstance(ref, Ref) and ref.name in graph.params}
+    return sum(graph.params[name].numel() for name in names)
 
 
 def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
