@@ -14,8 +14,9 @@ from torch import nn
 import transpike
 from transpike.measure.accuracy import Classification
 from transpike.methods.mmse import MMSE
-from transpike.tasks.events import Frames, Recording, Still, batches_of
+from transpike.tasks.events import Frames, Still, batches_of
 from transpike.tasks.pictures import activity, draw_classes
+from transpike.tasks.recordings import Recording
 
 FRAMES = Frames(bins=20, size=(16, 16), duration=100_000, stream=True)
 

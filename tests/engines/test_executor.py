@@ -443,15 +443,30 @@ def test_on_a_gpu_all_samples_go_together_and_its_memory_is_the_limit():
     assert chunking(graph, plan, 64, 32, 4, None, 4, 1 << 40) == (4, 64)
 
 
+@pytest.mark.parametrize("samples", [1, 16])
 @pytest.mark.parametrize("name", ["residual", "fire", "attention", "depthwise", "dict_output", "two_inputs"])
-def test_a_run_stays_within_its_memory_budget(name):
+def test_a_run_stays_within_its_memory_budget(name, samples):
     graph, plan = converted(name)
-    x, steps = as_inputs(batch_of(name, 16)), 32
-    least = _least(graph, plan, 16, steps)
+    x, steps = as_inputs(batch_of(name, samples)), 32
+    least = _least(graph, plan, samples, steps)
     for budget in (least, 2 * least, 8 * least):
         with Peak([*x, *graph.params.values(), *plan.tensors().values()]) as peak:
             simulate(graph, plan, x, steps, max_memory=budget)
         assert 0 < peak.peak <= budget
+
+
+def test_one_sample_holds_its_state_and_one_threshold_per_unit():
+    """Threshold, potential and count of each unit, one set of currents of 0, and what passes through."""
+
+    class Wide(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(x[:, :, None] * torch.ones(400)).relu().mean((1, 2))[:, None]
+
+    graph = capture(Wide().eval(), torch.randn(2, 100))
+    plan = Plan({site.name: SiteParams(torch.tensor(1.0), torch.tensor(0.5)) for site in graph.sites})
+    units = sum(site.units for site in graph.sites)
+    frame = bytes_per_frame(graph)
+    assert _least(graph, plan, 1, 4) <= 4 * (3 * units + units // 2) + frame + 4 * 100_000
 
 
 def test_too_little_memory_is_refused_with_a_batch_size_that_fits():

@@ -44,6 +44,18 @@ def cloud():
     torch.manual_seed(0)
     return seeded(nn.Linear(3, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2))
 
+class Points(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = seeded(nn.Conv1d(3, 8, 1), nn.ReLU(), nn.Conv1d(8, 3, 1))
+
+    def forward(self, cloud):
+        return self.layers(cloud.transpose(1, 2)).transpose(1, 2)
+
+def parts():
+    torch.manual_seed(0)
+    return Points().eval()
+
 def events():
     torch.manual_seed(0)
     return seeded(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24, 2))
@@ -99,13 +111,33 @@ def prepare(task: str, folder: Path) -> tuple[list[str], list[str]]:
         data.mkdir()
         np.savez(data / "p.npz", points=np.random.default_rng(3).random((6, 20, 3)), label=np.arange(6) % 2)
         return ["--data", f"npz:{data / 'p.npz'}", "--option", "points=16"], []
+    if task == "parts":
+        data.mkdir()
+        rng = np.random.default_rng(3)
+        np.savez(data / "p.npz", points=rng.random((6, 20, 3)), label=rng.integers(0, 3, (6, 20)))
+        options = ("points=16", "parts=true", "classes_last=true")
+        return ["--data", f"npz:{data / 'p.npz'}", *(word for option in options for word in ("--option", option))], []
     class_folders(data, recording)
     sensor = ["height=6", "width=8", "bins=8", "duration_ms=50", "stream=true"]
     return ["--data", f"eventfolder:{data}", *(word for option in sensor for word in ("--option", option))], []
 
 
-FACTORY = {"segmentation": "segmenter", "detection": "detector", "video": "video", "pointcloud": "cloud", "events": "events"}
-METRIC = {"segmentation": "miou", "detection": "map50", "video": "video_top1", "pointcloud": "top1", "events": "top1"}
+FACTORY = {
+    "segmentation": "segmenter",
+    "detection": "detector",
+    "video": "video",
+    "pointcloud": "cloud",
+    "parts": "parts",
+    "events": "events",
+}
+METRIC = {
+    "segmentation": "miou",
+    "detection": "map50",
+    "video": "video_top1",
+    "pointcloud": "top1",
+    "parts": "miou",
+    "events": "top1",
+}
 
 
 @pytest.mark.parametrize("task", FACTORY)
@@ -114,18 +146,27 @@ def test_a_task_goes_from_data_to_report_and_picture(task: str, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "nets", raising=False)
     shared, own = prepare(task, tmp_path)
-    shared = [*shared, "--task", task, "--batch", "4"]
+    shared = [*shared, "--task", "pointcloud" if task == "parts" else task, "--batch", "4"]
     assert main(["convert", f"nets:{FACTORY[task]}", *shared, "--method", "maxnorm", "-o", "n.spike"]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert main(["evaluate", "n.spike", *shared, *own, "--steps", "8", "-o", "report", "--json"]) == 0, capsys.readouterr().err
     report = json.loads(capsys.readouterr().out)
     assert len(report["curves"]["plain"][METRIC[task]]) == len(report["measured"]) >= 4
     assert report["step_ms"] == (50 / 8 if task == "events" else None)
+    assert report["energy"]["sops"][-1] > 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["curves"] == report["curves"]
+    assert METRIC[task] in (tmp_path / "report" / "report.txt").read_text()
     for name in ("examples.png", "curves.png"):
         with Image.open(tmp_path / "report" / name) as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50  # something is drawn
-    if task in ("segmentation", "detection", "video"):
-        assert main(["evaluate", "n.spike", *shared, *own, "--exit", "entropy", "--exit-data", shared[1]]) == 2
+    assert main(["energy", "n.spike", *shared, *own, "--steps", "8", "--json"]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["sops"][-1] == pytest.approx(report["energy"]["sops"][-1])
+    leave = ["evaluate", "n.spike", *shared, *own, "--steps", "8", "--exit", "entropy", "--exit-data", shared[1], "--json"]
+    if METRIC[task] == "top1":
+        assert main(leave) == 0, capsys.readouterr().err
+        assert 1 <= json.loads(capsys.readouterr().out)["mean_steps"] <= 8
+    else:
+        assert main(leave) == 2
         assert "how sure one answer per sample is" in capsys.readouterr().err
 
 

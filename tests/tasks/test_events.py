@@ -1,4 +1,4 @@
-"""Recordings against counting by hand; files; and streams whose mean is the input of the ANN."""
+"""Recordings against counting by hand, and streams whose mean is the input of the ANN."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 from transpike.errors import DataError
 from transpike.tasks.events import (
     Frames,
-    Recording,
     Still,
     batches_of,
     count_frames,
     event_folder,
     mean_frames,
-    read_recording,
     voxel_grid,
 )
+from transpike.tasks.recordings import Recording
 
 
 def events(count: int = 200, seed: int = 0) -> np.ndarray:
@@ -29,14 +28,6 @@ def events(count: int = 200, seed: int = 0) -> np.ndarray:
     found["x"], found["y"], found["p"] = rng.integers(0, 8, count), rng.integers(0, 6, count), rng.integers(0, 2, count)
     found["t"] = 5000 + np.sort(rng.integers(0, 1000, count))
     return found
-
-
-def test_time_counts_from_the_first_event_and_events_are_put_in_order() -> None:
-    shuffled = np.random.default_rng(1).permutation(events())
-    recording = Recording.of(shuffled)
-    assert recording.t[0] == 0
-    assert bool((np.diff(recording.t) >= 0).all())
-    assert len(recording) == 200
 
 
 def test_count_frames_hold_every_event_once() -> None:
@@ -65,53 +56,11 @@ def test_an_event_outside_of_the_sensor_is_refused() -> None:
         count_frames(Recording.of(events()), 4, (4, 4), 1000)
 
 
-@pytest.mark.parametrize(("wrong", "says"), [({"x": [1]}, "no field"), ({"x": [1], "y": [1, 2], "t": [1], "p": [0]}, "lengths")])
-def test_a_recording_that_lacks_something_is_refused(wrong: dict, says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        Recording.of(wrong)
-
-
 def test_the_mean_of_mean_frames_is_the_image_at_every_time() -> None:
     images = torch.randn(3, 7, 2, 4, 4)
     frames = mean_frames(images)
     for t in range(1, 8):
         torch.testing.assert_close(frames[:, :t].mean(1), images[:, t - 1], rtol=1e-4, atol=1e-5)
-
-
-def as_bin(found: np.ndarray) -> bytes:
-    """N-MNIST's five bytes an event."""
-    rows = [
-        [x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255] for x, y, t, p in zip(*(found[k].tolist() for k in "xytp"), strict=True)
-    ]
-    return bytes(byte for row in rows for byte in row)
-
-
-def test_all_file_formats_give_the_same_recording(tmp_path: Path) -> None:
-    found = events()
-    (tmp_path / "a.bin").write_bytes(as_bin(found))
-    np.savez(tmp_path / "a.npz", **{key: found[key] for key in "xytp"})
-    np.save(tmp_path / "a.npy", found)
-    wanted = Recording.of(found)
-    for name in ("a.bin", "a.npz", "a.npy"):
-        recording = read_recording(tmp_path / name)
-        for key in "xytp":
-            assert np.array_equal(getattr(recording, key), getattr(wanted, key)), (name, key)
-
-
-def test_an_overflow_in_a_bin_adds_to_all_later_times(tmp_path: Path) -> None:
-    found = np.zeros(4, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
-    found["t"], found["y"] = [10, 20, 0, 5], [1, 1, 240, 1]
-    (tmp_path / "a.bin").write_bytes(as_bin(found))
-    assert read_recording(tmp_path / "a.bin").t.tolist() == [0, 10, 8192 + 5 - 10]
-
-
-@pytest.mark.parametrize(
-    ("name", "says"), [("a.bin", "no multiple of 5"), ("a.npz", "readable"), ("a.npy", "readable"), ("a.raw", "tonic")]
-)
-def test_damaged_and_unknown_files_are_refused(name: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"1234567")
-    with pytest.raises(DataError, match=says):
-        read_recording(tmp_path / name)
 
 
 def test_a_folder_of_recordings_gives_grids_or_streams(tmp_path: Path) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import transpike
 from transpike.errors import DataError
+from transpike.methods.mmse import MMSE
 from transpike.tasks.pointcloud import mesh_folder, normalised, point_arrays, read_off, sampled
+from transpike.tasks.segmentation import Segmentation
 
 SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 1 0\n0 1 0\n4 0 1 2 3\n"
 
@@ -82,3 +86,50 @@ def test_arrays_of_points(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", points=np.zeros((1, 2, 3)))
     with pytest.raises(DataError, match="no array 'label'"):
         point_arrays(tmp_path / "b.npz", 1)
+
+
+class Parts(nn.Module):
+    """PointNet's segmentation in small: points turned by a matrix of their own (T-Net), features of the point and of the cloud."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.turn = nn.Sequential(nn.Conv1d(3, 16, 1), nn.ReLU())
+        self.matrix = nn.Linear(16, 9)
+        self.local = nn.Sequential(nn.Conv1d(3, 16, 1), nn.ReLU())
+        self.wide = nn.Sequential(nn.Conv1d(16, 32, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv1d(48, 16, 1), nn.ReLU(), nn.Conv1d(16, classes, 1, bias=False))
+        nn.init.normal_(self.head[2].weight)  # every class is some point's
+
+    def forward(self, cloud: torch.Tensor) -> torch.Tensor:
+        x = cloud.transpose(1, 2)  # N 3 P
+        matrix = self.matrix(self.turn(x).amax(2)).view(-1, 3, 3) + torch.eye(3)
+        local = self.local(torch.bmm(cloud, matrix).transpose(1, 2))
+        overall = self.wide(local).amax(2, keepdim=True).expand(-1, -1, x.shape[2])
+        return self.head(torch.cat((local, overall), 1)).transpose(1, 2)  # N P classes
+
+
+def test_parts_of_a_network_with_a_transform_approach_the_ann(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, clouds = Parts().eval(), torch.randn(6, 40, 3)
+    with torch.no_grad():
+        wanted = model(clouds)
+    np.savez(tmp_path / "parts.npz", points=clouds.numpy(), label=wanted.argmax(2).numpy())
+    data = point_arrays(tmp_path / "parts.npz", 40)
+    x, parts = (torch.stack(column) for column in zip(*(data[k] for k in range(6)), strict=True))
+    assert torch.equal(parts, wanted.argmax(2))
+    net = transpike.convert(model, MMSE(signed=True, cap=None), clouds)
+    report = transpike.evaluate(net, [(x, parts)], 64, task=Segmentation(classes_last=True, all_steps=False))
+    assert report.ann["miou"] == 1.0
+    assert report.at(64) > max(0.95, report.at(1))
+    assert report.energy.sops[-1] > 0
+    error = [float((transpike.simulate(net, x, t).readout() - wanted).norm() / wanted.norm()) for t in (4, 64)]
+    assert error[1] < 0.4 * error[0]
+
+
+def test_labels_of_points_come_with_the_points_that_are_taken(tmp_path: Path) -> None:
+    labels = np.arange(80).reshape(2, 40) % 5
+    np.savez(tmp_path / "a.npz", points=np.zeros((2, 40, 3)), label=labels)
+    assert point_arrays(tmp_path / "a.npz", 16)[1][1].tolist() == labels[1, :16].tolist()
+    np.savez(tmp_path / "b.npz", points=np.zeros((2, 40, 3)), label=labels[:, :20])
+    with pytest.raises(DataError, match="one label for each cloud"):
+        point_arrays(tmp_path / "b.npz", 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,55 @@ def test_a_folder_of_frames_and_an_array_are_the_same_video(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no frames"):
         read_video(tmp_path / "empty")
+
+
+def encode(path: Path, frames: np.ndarray, codec: str = "ffv1", form: str = "bgr0") -> None:
+    """A video file; this codec loses nothing."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], form
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def noise(length: int = 6, height: int = 24, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (length, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".avi"])
+def test_a_video_file_gives_the_frames_that_were_written(ending: str, tmp_path: Path) -> None:
+    encode(tmp_path / f"v{ending}", noise())
+    assert np.array_equal(read_video(tmp_path / f"v{ending}"), noise())
+
+
+def test_a_lossy_video_file_keeps_frames_and_their_order(tmp_path: Path) -> None:
+    shades = np.broadcast_to(np.arange(0, 240, 40, dtype=np.uint8).reshape(-1, 1, 1, 1), (6, 24, 32, 3)).copy()
+    encode(tmp_path / "v.mp4", shades, "mpeg4", "yuv420p")
+    found = read_video(tmp_path / "v.mp4")
+    assert found.shape == shades.shape
+    assert np.abs(found.astype(int) - shades).max() < 12
+
+
+def test_video_files_of_a_folder_become_clips(tmp_path: Path) -> None:
+    (tmp_path / "jump").mkdir()
+    encode(tmp_path / "jump" / "v.mkv", noise(12))
+    data = video_folder(tmp_path, PLAIN)
+    assert torch.equal(data[1][0], PLAIN.clip(noise(12), 4))
+
+
+def test_a_damaged_video_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "v.mp4").write_bytes(b"no video at all")
+    with pytest.raises(DataError, match="not a readable video"):
+        read_video(tmp_path / "v.mp4")
+
+
+def test_without_pyav_a_video_file_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # what is None there cannot be imported
+    with pytest.raises(DataError, match=r"a video file needs av, which is not installed: pip install 'transpike\[video\]'"):
+        read_video(tmp_path / "v.mp4")
 
 
 def test_every_clip_knows_its_class_and_its_video(tmp_path: Path) -> None:

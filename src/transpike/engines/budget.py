@@ -10,7 +10,8 @@ import torch
 
 from transpike.errors import MemoryBudgetError
 from transpike.graph.interpret import frees
-from transpike.graph.ir import Graph, Node, Role, tree_refs
+from transpike.graph.ir import Graph, Node, Ref, Role, tree_refs
+from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
@@ -29,7 +30,7 @@ class _Needs:
     fixed: int
 
     @staticmethod
-    def of(graph: Graph, plan: Plan, steps: int, itemsize: int) -> _Needs:
+    def of(graph: Graph, plan: Plan, steps: int, itemsize: int, numbers: int | None = None) -> _Needs:
         nodes = {node.name: node for node in graph.nodes}
         sites = sum(site.units * (3 if plan.sites[site.name].signed else 2) for site in graph.sites)
         outputs = steps * sum(nodes[name].numel() for name in tree_refs(graph.outputs) if name in nodes)
@@ -41,8 +42,29 @@ class _Needs:
         state += sum(node.numel() for node in graph.prefix if node.name in read and node.batch_axis is not None)
         state = max(state, _peak(graph.prefix, read)) + sum(math.prod(value.shape) for value in graph.inputs)
         frame = bytes_per_frame(graph, itemsize)
-        fixed = 4 * itemsize * sum(site.units for site in graph.sites)  # threshold, worth, current, first potential of each unit
+        units = sum(site.units for site in graph.sites)
+        fixed = itemsize * (_numbers(graph, plan) + _weights(graph) if numbers is None else numbers * units)
         return _Needs((sites + outputs) * itemsize, state * itemsize, frame, fixed)
+
+
+def _numbers(graph: Graph, plan: Plan) -> int:
+    """What `transpike.engines.dense.DensePopulation` keeps for all samples: thresholds, and what is not the same or 0."""
+    total = zeros = 0
+    for site in graph.sites:
+        params = plan.sites[site.name]
+        total += site.units * (1 if params.amplitude is None else 2)
+        if bool(params.current.any()):
+            total += site.units
+        elif site.units > zeros:  # a larger room for zeros is made, the smaller one serves the sites before it
+            total, zeros = total + site.units, site.units
+    return total
+
+
+def _weights(graph: Graph) -> int:
+    """Weights that the event engine lays out anew."""
+    read = [node.args[1] for node in graph.body if base_name(node.op) in SYNAPSES and len(node.args) > 1]
+    names = {ref.name for ref in read if isinstance(ref, Ref) and ref.name in graph.params}
+    return sum(graph.params[name].numel() for name in names)
 
 
 def bytes_per_sample(graph: Graph, plan: Plan, steps: int, itemsize: int = 4) -> int:
@@ -76,12 +98,23 @@ def chunking(
     chunk: int | None,
     max_memory: int | None,
     itemsize: int,
+<<<<<<< HEAD
     gpu_bytes: int | None = None,
 ) -> tuple[int, int]:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
     On a GPU with ``gpu_bytes`` of memory as many samples as fit go together: its memory sets the limit, not a cache.
     Some kinds of neurons need all steps of a sample in one chunk.
+=======
+    numbers: int | None = None,
+) -> tuple[int, int]:
+    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
+
+    Some kinds of neurons need all steps of a sample in one chunk. The state of a sample that is alone becomes its result.
+
+    Args:
+        numbers: of each unit that the engine keeps for all samples; None: those of the dense engine.
+>>>>>>> tasks
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
@@ -96,12 +129,13 @@ def chunking(
     if max_memory is None:
         per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
         return per_chunk, max(1, min(samples, frames // per_chunk))
-    needs = _Needs.of(graph, plan, steps, itemsize)
-    free = max_memory - needs.fixed - samples * needs.result
+    needs = _Needs.of(graph, plan, steps, itemsize, numbers)
+    results = 0 if samples == 1 else samples * needs.result
+    free = max_memory - needs.fixed - results
     if free < needs.state + needs.frame:
         fitting = (max_memory - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
         raise MemoryBudgetError(
-            f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(samples * needs.result)} and one sample "
+            f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(results)} and one sample "
             f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)}: "
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )

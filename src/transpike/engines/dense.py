@@ -23,6 +23,8 @@ from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
 __all__ = ["DensePopulation", "gpu_kernel", "memory_order"]
 
+_ZEROS = "zeros"  # among what populations share: the currents of all sites that have none
+
 
 class DensePopulation:
     """Neurons of one site: potentials, spikes sent, and the step that turns currents into spikes.
@@ -46,10 +48,10 @@ class DensePopulation:
         numbers = {} if shared is None else shared
         key = (site.name, self._order)
         if key not in numbers:
-            fields = (params.threshold, params.worth, params.current, params.v_init)
-            numbers[key] = tuple(self._flat(x).to(device, dtype) for x in fields)
-        self._theta, self._worth, self._extra, v_init = numbers[key]
-        self._v = v_init.expand(state).clone()
+            numbers[key] = self._numbers(numbers, device, dtype)
+        self._theta, self._worth, self._extra = numbers[key]
+        v_init = expand(params.v_init, site).permute(self._order).reshape(-1).to(device, dtype)
+        self._v = v_init.expand(state).clone(memory_format=torch.contiguous_format)
         self._count = torch.zeros(state, device=device, dtype=dtype)
         self._sent = torch.zeros(state, device=device, dtype=dtype) if params.signed else self._count
 
@@ -212,6 +214,17 @@ class DensePopulation:
             self._count = self._count + s.abs()
             self._sent = sent if self._params.signed else self._count
             torch.mul(self._worth, s, out=frame)
+
+    def _numbers(self, shared: dict[Any, Any], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Threshold, worth and current of each unit; of large maps they are as many as the spikes: the same ones are kept once."""
+        params = self._params
+        theta = self._flat(params.threshold).to(device, dtype)
+        worth = theta if params.amplitude is None else self._flat(params.amplitude).to(device, dtype)
+        if bool(params.current.any()):
+            return theta, worth, self._flat(params.current).to(device, dtype)
+        if len(shared.get(_ZEROS, ())) < self._site.units:
+            shared[_ZEROS] = torch.zeros(self._site.units, device=device, dtype=dtype)
+        return theta, worth, shared[_ZEROS][: self._site.units]
 
     def _flat(self, x: torch.Tensor) -> torch.Tensor:
         """A parameter as one value per unit, in memory order."""

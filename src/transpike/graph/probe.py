@@ -6,18 +6,16 @@ simulation are laid out along the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from transpike.graph.interpret import call, interpret
+from transpike.graph.interpret import call, frees
 from transpike.graph.ir import Graph, Node, Role, tree_refs
 from transpike.graph.passes import data_dependent
 
 __all__ = ["mixing_problems"]
-
-Values = dict[str, Any]
 
 
 def mixing_problems(graph: Graph, example: Sequence[torch.Tensor]) -> list[str]:
@@ -34,44 +32,48 @@ def mixing_problems(graph: Graph, example: Sequence[torch.Tensor]) -> list[str]:
     matters |= {name for node in graph.body if node.role is Role.ANALOG for name in [node.name, *node.refs()]}
     matters |= {name for node in graph.body for name in node.refs() if name in {n.name for n in graph.prefix}}
     changed = [_change_last(x) for x in example]
-    before, after = _values(graph, example), _values(graph, changed)
-    culprit = None
-    for node in graph.nodes:
-        if node.name not in reached or not isinstance(before[node.name], torch.Tensor):
+    touched = moved = seen = None  # the first nodes whose samples mix, and whose results change with the batch; where that matters
+    for node, before, after, folded in _values(graph, example, changed):
+        if node.name not in reached or not isinstance(before, torch.Tensor):
             continue
-        if not torch.equal(_first_sample(node, before[node.name]), _first_sample(node, after[node.name])):
-            culprit = culprit or node
+        if not torch.equal(_first_sample(node, before), _first_sample(node, after)):
+            touched = touched or node
             if node.name in matters:
-                return [*problems, _problem(culprit, "one sample's result changes with another sample")]
-    folded = _folded(graph, [torch.cat(pair) for pair in zip(example, changed, strict=True)], before, after)
-    culprit = None
-    for node in graph.nodes:
-        if node.name not in reached or not node.floating or not isinstance(before[node.name], torch.Tensor):
-            continue
-        if not _close(folded[node.name], _together(node, before, after)):
-            culprit = culprit or node
-            if node.name in matters:
-                why = "its result depends on the size of the batch or on a sample's place in it"
-                return [*problems, _problem(culprit, why)]
+                return [*problems, _problem(touched, "one sample's result changes with another sample")]
+        if seen is None and node.floating and not _close(folded, _together(node, before, after)):
+            moved = moved or node
+            seen = moved if node.name in matters else None
+    if seen is not None:
+        return [*problems, _problem(seen, "its result depends on the size of the batch or on a sample's place in it")]
     return problems
 
 
-def _folded(graph: Graph, inputs: Sequence[torch.Tensor], before: Values, after: Values) -> Values:
-    """All values when two runs of two samples are one run of four.
+def _values(graph: Graph, example: Sequence[torch.Tensor], changed: Sequence[torch.Tensor]) -> Iterator[tuple[Node, Any, Any, Any]]:
+    """Of every node in turn its value for two samples, for them with the last one changed, and when both runs are one of four.
 
-    The body gets what two prefixes gave, as if these were two steps of two samples.
+    The body of the third run gets what the prefixes of the others gave, as if these were two steps of two samples. What
+    nobody reads any more is dropped: all values of a large network do not fit into memory.
     """
-    given = {**graph.params, **{value.name: x for value, x in zip(graph.inputs, inputs, strict=True)}}
-    prefix, body = dict(given), {**given, **{node.name: _together(node, before, after) for node in graph.prefix}}
-    with torch.no_grad():
-        for nodes, env in ((graph.prefix, prefix), (graph.body, body)):
-            interpret(nodes, env, lambda node, values: call(node, values, 4, inputs[0].device))
-    return {**body, **prefix}
+    four = [torch.cat(pair) for pair in zip(example, changed, strict=True)]
+    names = [value.name for value in graph.inputs]
+    before, after, prefix, body = ({**graph.params, **dict(zip(names, x, strict=True))} for x in (example, changed, four, four))
+    constant, device = {node.name for node in graph.prefix}, example[0].device
+    for node, dead in zip(graph.nodes, frees(graph.nodes, set()), strict=True):
+        with torch.no_grad():
+            before[node.name], after[node.name] = (call(node, env, 2, device) for env in (before, after))
+            if node.name in constant:
+                folded = prefix[node.name] = call(node, prefix, 4, device)
+                body[node.name] = _together(node, before[node.name], after[node.name])
+            else:
+                folded = body[node.name] = call(node, body, 4, device)
+        yield node, before[node.name], after[node.name], folded
+        for name in dead:
+            for env in (before, after, prefix, body):
+                env.pop(name, None)
 
 
-def _together(node: Node, before: Values, after: Values) -> Any:
-    a, b, axis = before[node.name], after[node.name], node.batch_axis
-    return a if axis is None else torch.cat([a, b], axis)
+def _together(node: Node, before: Any, after: Any) -> Any:
+    return before if node.batch_axis is None else torch.cat([before, after], node.batch_axis)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -86,13 +88,6 @@ def _problem(node: Node, what: str) -> str:
 
 def _change_last(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x[:1], (0.25 - 0.75 * x[1:]).flip(-1)])
-
-
-def _values(graph: Graph, inputs: Sequence[torch.Tensor]) -> Values:
-    env: Values = {**graph.params, **{value.name: x for value, x in zip(graph.inputs, inputs, strict=True)}}
-    with torch.no_grad():
-        interpret(graph.nodes, env, lambda node, values: call(node, values, 2, inputs[0].device))
-    return env
 
 
 def _first_sample(node: Node, value: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transpike.tasks.data import SOURCES, Preparation, Sources
 from transpike.tasks.detection import Detection
 from transpike.tasks.events import Frames, event_folder
 from transpike.tasks.images import Fit
-from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detections, draw_masks, middle_frame
+from transpike.tasks.pictures import activity, cloud, draw_classes, draw_detections, draw_masks, draw_parts, middle_frame
 from transpike.tasks.pointcloud import mesh_folder, point_arrays
 from transpike.tasks.video import Clips, VideoAccuracy, video_folder
 
@@ -37,14 +37,15 @@ class Settings:
 
     Args:
         output: which output of the network is measured (position, or key of a dict).
-        all_steps: segmentation and detection: measure at every step, not only at 1, 2, 4, ... and the last.
-        ignore: segmentation: the label of pixels that are not judged.
+        all_steps: segmentation, parts and detection: measure at every step, not only at 1, 2, 4, ... and the last.
+        ignore: segmentation and parts: the label of pixels or points that are not judged.
         align_corners: segmentation: how logits are resized to the masks.
         decoder: detection: torchvision:NAME, or package.module:function from a read-out to boxes.
-        points: point clouds: points of a cloud.
+        points: point clouds: points of a cloud. parts: a class for every point. classes_last: logits are N x P x classes.
         frames, stride, clips: video: frames of a clip, every how many of the video, clips of a video.
         bins, duration_ms, height, width: events: parts of a recording, its length, the sensor's pixels.
         stream: events: one part at each step, instead of all of them as channels. voxels: signed voxel grids, not counts.
+        camera: events: what recorded files of AEDAT 2: davis_346, dvs_128 or dvs_346mini.
     """
 
     output: str = "0"
@@ -53,6 +54,8 @@ class Settings:
     align_corners: bool = False
     decoder: str | None = None
     points: int = 1024
+    parts: bool = False
+    classes_last: bool = False
     frames: int = 16
     stride: int = 1
     clips: int = 1
@@ -62,6 +65,7 @@ class Settings:
     width: int = 34
     stream: bool = False
     voxels: bool = False
+    camera: str | None = None
 
     @property
     def place(self) -> int | str:
@@ -130,11 +134,16 @@ def _video(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
 
 
 def _pointcloud(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
-    task = Classification(settings.place)
     sources: Sources = {
         "meshfolder": lambda where, prepared: mesh_folder(Path(where), prepared.split, settings.points),
         "npz": lambda where, prepared: point_arrays(Path(where), settings.points),
     }
+    if settings.parts:
+        parts = segmentation.Segmentation(
+            settings.place, ignore=settings.ignore, all_steps=settings.all_steps, classes_last=settings.classes_last
+        )
+        return Kind({"npz": sources["npz"]}, parts, partial(draw_parts, task=parts))
+    task = Classification(settings.place)
     return Kind(sources, task, partial(draw_classes, task=task, show=cloud))
 
 
@@ -142,7 +151,7 @@ def _events(settings: Settings, preparation: Preparation, decoder: Any) -> Kind:
     size, duration = (settings.height, settings.width), round(settings.duration_ms * 1000)
     frames = Frames(settings.bins, size, duration, settings.stream, settings.voxels)
     task = Classification(settings.place, step_ms=frames.step_ms)
-    sources: Sources = {"eventfolder": lambda where, prepared: event_folder(Path(where), frames)}
+    sources: Sources = {"eventfolder": lambda where, prepared: event_folder(Path(where), frames, camera=settings.camera)}
     return Kind(sources, task, partial(draw_classes, task=task, show=activity), streamed=settings.stream)
 
 

@@ -1,7 +1,4 @@
-"""Event cameras: recordings (x, y, t, p) as count frames and voxel grids, to be repeated or streamed.
-
-A recording is a list of events: pixel, time in microseconds, polarity 0 or 1; a numpy structured array with the fields
-x, y, t, p is what the data sets of tonic give, and is taken as it is. Time counts from the first event.
+"""Event cameras: recordings (`transpike.tasks.recordings`) as count frames and voxel grids, to be repeated or streamed.
 
     count frames:  F[b, p, y, x] = number of events of polarity p in bin b
     voxel grid:    V[b, y, x] = sum over events of (2 p - 1) max(0, 1 - |b - t*|),   t* = (B - 1) t / duration
@@ -21,55 +18,18 @@ import numpy as np
 import torch
 
 from transpike.errors import DataError
-from transpike.tasks.data import arrays_of
 from transpike.tasks.datasets import Prepared, class_folders
+from transpike.tasks.recordings import SUFFIXES, Recording, read_recording
 
 __all__ = [
     "Frames",
-    "Recording",
     "Still",
     "batches_of",
     "count_frames",
     "event_folder",
     "mean_frames",
-    "read_recording",
     "voxel_grid",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """Events in the order of time.
-
-    Args:
-        x, y: pixels. t: microseconds since the first event. p: polarity, 0 or 1. all of the same length
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    t: np.ndarray
-    p: np.ndarray
-
-    @staticmethod
-    def of(events: Any) -> Recording:
-        """From a structured array with the fields x, y, t, p (tonic's), or anything with these keys.
-
-        Raises:
-            DataError: a field is missing, or fields differ in length.
-        """
-        try:
-            x, y, t, p = (np.asarray(events[key]) for key in "xytp")
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise DataError(f"a recording has no field {error}: give a structured array or a dict with x, y, t, p") from error
-        if not len(x) == len(y) == len(t) == len(p):
-            raise DataError(f"x, y, t, p have lengths {len(x)}, {len(y)}, {len(t)}, {len(p)}: give one of each for every event")
-        order = np.argsort(t, kind="stable")
-        t = t[order].astype(np.int64)
-        start = t[0] if len(t) else 0
-        return Recording(x[order].astype(np.int64), y[order].astype(np.int64), t - start, (p[order] > 0).astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.t)
 
 
 def count_frames(recording: Recording, bins: int, size: tuple[int, int], duration: int) -> torch.Tensor:
@@ -162,51 +122,24 @@ class Frames:
         return frames if self.stream else frames.flatten(0, 1)
 
 
-def read_recording(path: Path) -> Recording:
-    """An ``.npz`` or ``.npy`` with x, y, t, p, or N-MNIST's ``.bin``.
-
-    A ``.bin`` holds 5 bytes an event: x, y, then polarity (1 bit) and microseconds (23 bits); address 240 of y marks
-    an overflow of the time stamp (Orchard et al., Front. Neurosci. 2015, doi:10.3389/fnins.2015.00437).
-
-    Raises:
-        DataError: no such file, or not readable; other formats are read by tonic, see `Recording.of`.
-    """
-    if path.suffix == ".bin":
-        return _read_bin(path)
-    if path.suffix == ".npz":
-        return Recording.of(arrays_of(path))
-    if path.suffix == ".npy":
-        try:
-            return Recording.of(np.load(path))
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path} is not a readable .npy file: {error}") from error
-    raise DataError(f"{path} has no known format: give .npz, .npy or .bin, or read it with tonic and Recording.of(events)")
-
-
-def _read_bin(path: Path) -> Recording:
-    try:
-        raw = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not len(raw) or len(raw) % 5:
-        raise DataError(f"{path} has {len(raw)} bytes, no multiple of 5: it is no recording in the form of N-MNIST, or is cut off")
-    x, y, high, middle, low = raw.reshape(-1, 5).T.astype(np.int64)
-    overflow = y == 240
-    t = ((high & 127) << 16 | middle << 8 | low) + (np.cumsum(overflow) << 13)
-    kept = ~overflow
-    return Recording.of({"x": x[kept], "y": y[kept], "t": t[kept], "p": (high >> 7)[kept]})
-
-
-def event_folder(folder: Path, frames: Frames, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Prepared:
+def event_folder(
+    folder: Path,
+    frames: Frames,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    camera: str | None = None,
+) -> Prepared:
     """A folder of recordings per class, as N-MNIST is laid out: pairs (input, class number).
+
+    Args:
+        camera: of ``.aedat`` files, see `transpike.tasks.recordings.read_recording`.
 
     Raises:
         DataError: it is not there, or has no recordings.
     """
-    files, classes = class_folders(folder, (".bin", ".npz", ".npy"))
+    files, classes = class_folders(folder, SUFFIXES)
 
     def make(index: int) -> tuple[torch.Tensor, int]:
-        x = frames.input(read_recording(files[index]))
+        x = frames.input(read_recording(files[index], camera))
         return (x if transform is None else transform(x)), classes[index]
 
     return Prepared(len(files), make)

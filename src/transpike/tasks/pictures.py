@@ -21,7 +21,7 @@ from transpike.tasks.images import Fit
 from transpike.tasks.segmentation import Segmentation
 from transpike.tasks.video import VideoAccuracy
 
-__all__ = ["activity", "cloud", "draw_classes", "draw_detections", "draw_masks", "middle_frame", "shown_steps"]
+__all__ = ["activity", "cloud", "draw_classes", "draw_detections", "draw_masks", "draw_parts", "middle_frame", "shown_steps"]
 
 _ROWS = 3  # samples in a picture
 _ABOUT = 6  # classes of which a curve is drawn
@@ -56,6 +56,19 @@ def draw_masks(net: SpikingNetwork, batch: Any, steps: int, path: Path, *, task:
                 paint(cell(n, k), classes.cpu(), photo)
 
     return _grid(path, ["photo", "truth", *answers], len(x), draw)
+
+
+def draw_parts(net: SpikingNetwork, batch: Any, steps: int, path: Path, *, task: Segmentation) -> Path:
+    """Clouds in the colours of their true parts, the ANN's and the spiking network's at several steps."""
+    x, targets = _few(net, batch)
+    answers = _answers(net, x, steps, task)
+
+    def draw(cell: Callable[[int, int], Any]) -> None:
+        for n, points in enumerate(x):
+            for k, parts in enumerate([targets[n], *(answer[n] for answer in answers.values())]):
+                _scatter(cell(n, k), points, parts.cpu(), cmap="tab10", vmin=0, vmax=9)
+
+    return _grid(path, ["truth", *answers], len(x), draw)
 
 
 def draw_detections(net: SpikingNetwork, batch: Any, steps: int, path: Path, *, task: Detection, fit: Fit) -> Path:
@@ -120,8 +133,12 @@ def middle_frame(axes: Any, clip: torch.Tensor) -> None:
 
 def cloud(axes: Any, points: torch.Tensor) -> None:
     """Points seen a little from above; near ones are dark. P 3, or 3 P"""
+    _scatter(axes, points, None, cmap="viridis")
+
+
+def _scatter(axes: Any, points: torch.Tensor, colours: torch.Tensor | None, **options: Any) -> None:
     x, depth, z = (points if points.shape[-1] != 3 else points.T).numpy()
-    axes.scatter(x + 0.3 * depth, z + 0.3 * depth, c=depth, s=2, cmap="viridis")
+    axes.scatter(x + 0.3 * depth, z + 0.3 * depth, c=depth if colours is None else colours.numpy() % 10, s=2, **options)
     axes.set_aspect("equal")
 
 

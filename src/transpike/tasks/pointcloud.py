@@ -2,7 +2,7 @@
 
 A mesh becomes a cloud by drawing points from its faces, each face as often as its area says, and is then centred and
 scaled into the unit sphere, as for PointNet (Qi et al., CVPR 2017, arXiv:1612.00593). Accuracy is `Classification`'s;
-a network with a class per point (N classes points) is measured by `transpike.tasks.segmentation.Segmentation`.
+a network with a class per point (parts) is measured by `transpike.tasks.segmentation.Segmentation`: mIoU over the parts.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def mesh_folder(folder: Path, split: str, points: int = 1024, seed: int = 0) -> 
 
 
 def point_arrays(path: Path, points: int = 1024) -> Prepared:
-    """An ``.npz`` with arrays ``points`` (N P 3) and ``label`` (N): pairs (cloud, class number), the first ``points`` of each.
+    """An ``.npz`` with arrays ``points`` (N P 3) and ``label``: pairs (cloud, target), the first ``points`` of each.
+
+    Labels are class numbers of the clouds (N), or of their points (N P), which are then the target: the parts.
 
     Raises:
         DataError: not readable, an array is missing, or too few points.
@@ -105,8 +107,15 @@ def point_arrays(path: Path, points: int = 1024) -> Prepared:
     if missing := [key for key in ("points", "label") if key not in arrays]:
         raise DataError(f"{path} has no array {missing[0]!r}: save it with np.savez(file, points=clouds, label=classes)")
     clouds, labels = arrays["points"], arrays["label"]
-    if clouds.ndim != 3 or clouds.shape[2] != 3 or len(clouds) != len(labels) or clouds.shape[1] < points:
+    fitting = labels.shape in (clouds.shape[:1], clouds.shape[:2])
+    if clouds.ndim != 3 or clouds.shape[2] != 3 or not fitting or clouds.shape[1] < points:
         raise DataError(
-            f"{path} has points of shape {clouds.shape} and {len(labels)} labels: give N x P x 3 with P >= {points}, one label each"
+            f"{path} has points of shape {clouds.shape} and labels of shape {labels.shape}: give N x P x 3 with P >= {points}, and "
+            "one label for each cloud (N) or each point (N x P)"
         )
-    return Prepared(len(labels), lambda index: (torch.from_numpy(clouds[index, :points]).float(), int(labels[index])))
+
+    def make(index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        cloud, label = torch.from_numpy(clouds[index, :points]).float(), labels[index]
+        return cloud, int(label) if labels.ndim == 1 else torch.from_numpy(label[:points].astype(np.int64))
+
+    return Prepared(len(labels), make)

@@ -38,6 +38,7 @@ class Segmentation:
         align_corners: how they are resized; torchvision's networks use False.
         ignore: the label of what is not judged.
         all_steps: measure at every step, not only at 1, 2, 4, ... and the last.
+        classes_last: the logits are N ... classes, as PointNet's parts are.
 
     Raises:
         DataError: when measuring, targets that do not fit the logits.
@@ -48,6 +49,7 @@ class Segmentation:
     align_corners: bool = False
     ignore: int = 255
     all_steps: bool = True
+    classes_last: bool = False
 
     name = "segmentation"
     metrics = ("miou", "pixel_accuracy")
@@ -60,12 +62,14 @@ class Segmentation:
 
     def answer(self, readout: torch.Tensor) -> torch.Tensor:
         """The class of every pixel. N C ... -> N ..."""
+        readout = self._classes_second(readout)
         if self.size is not None and readout.shape[2:] != self.size:
             readout = F.interpolate(readout.float(), self.size, mode="bilinear", align_corners=self.align_corners)
         return readout.argmax(1)
 
     def check(self, readout: torch.Tensor, targets: Any) -> torch.Tensor:
         """Masks as class numbers. N ..."""
+        readout = self._classes_second(readout)
         if readout.dim() < 3:
             raise DataError(f"the output has shape {tuple(readout.shape)}: segmentation takes logits (N, classes, height, width)")
         if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
@@ -83,6 +87,9 @@ class Segmentation:
                 f"give what is not judged the label {self.ignore}, or another with Segmentation(ignore=...)"
             )
         return targets.long().to(readout.device)
+
+    def _classes_second(self, readout: torch.Tensor) -> torch.Tensor:
+        return readout.movedim(-1, 1) if self.classes_last else readout
 
     def measured(self, steps: int) -> Sequence[int]:
         """Every step, or powers of two and the last."""

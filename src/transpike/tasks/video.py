@@ -84,7 +84,7 @@ def read_video(path: Path) -> np.ndarray:
         if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
             raise DataError(f"{path} has shape {video.shape} and dtype {video.dtype}: a video is T x H x W x 3 bytes")
         return video
-    av = needed("av", "video files", extra="video")
+    av = needed("av", "a video file", extra="video")
     try:
         with av.open(str(path)) as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
