@@ -15,6 +15,7 @@ from models import CASES, batch_of, captured, dyadic, eighths, make
 from transpike.engines.events import Synapse
 from transpike.engines.executor import Run, simulate
 from transpike.engines.program import Program
+from transpike.engines.vectors import LANES
 from transpike.graph.capture import capture
 from transpike.graph.ir import Graph
 from transpike.spiking.plan import NeuronKind, Plan, SiteParams
@@ -71,7 +72,7 @@ def test_many_channels_are_computed_in_blocks() -> None:
     x, w = eighths(2, 300, 4, 4), eighths(200, 300, 3, 3, seed=1)
     wanted = F.conv2d(x, w, None, 1, 1)
     synapse = Synapse("w", None, 4, 4, 300, 4, 4, 200, (3, 3), (1, 1), (1, 1), (1, 1), 1)
-    assert synapse.blocks > 1 and synapse.own * synapse.blocks >= 200
+    assert synapse.blocks > 1 and synapse.blocks * synapse.vectors * LANES >= 200
     assert torch.equal(synapse.currents(x, synapse.layout({"w": w})), wanted)
 
 
@@ -131,6 +132,7 @@ def test_more_events_cost_more(a: float, b: float) -> None:
 def test_auto_goes_by_density() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()).eval()
+    model[0].bias.data.fill_(9)  # all fire if the threshold lets them
     x = torch.rand(2, 3, 16, 16)
     graph = capture(model, x)
     first, second = (site.name for site in graph.sites)

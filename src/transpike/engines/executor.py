@@ -228,15 +228,12 @@ class MicroBatch:
         constant = joined.other in self._constants
         other = None if joined.other is None else self._constants[joined.other] if constant else env[joined.other]
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
-            by_events = self._by_events(synapse, x, layer)
-            if by_events and self._samples * synapse.blocks >= torch.get_num_threads():
+            if self._by_events(synapse, x, layer):
                 like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
                 return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
-            # there a thread works on all steps of a sample; of too few samples each thread takes some steps' currents instead
-            weights = self._weights(synapse) if by_events else None
-            current = call(joined.synapse, env, frames, self._device) if weights is None else synapse.currents(x, weights)
+            current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
