@@ -23,9 +23,10 @@ from numba import njit, prange
 from transpike.engines.event_vectors import fire_vectors, line, occupied
 from transpike.engines.vectors import LANES
 
-__all__ = ["Geometry", "currents", "events", "spikes"]
+__all__ = ["Geometry", "currents", "events", "looked", "spikes"]
 
 _PARTS = 64  # of the work, at most: threads take them in turn
+_LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and how many numbers each has
 _LOOKERS = 8  # parts in which events are found: each learns anew what they are worth
 
 
@@ -66,6 +67,18 @@ class Geometry(NamedTuple):
     slots: int
     bank: int
     nested: int
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def looked(x):
+    """How many numbers are not 0 in some places of ``x``, and how many were looked at."""
+    found, total, apart = 0, 0, max(_LOOKED, len(x) // _LOOKS)
+    for first in range(0, len(x), apart):
+        part = x[first : first + _LOOKED]
+        total += len(part)
+        for i in range(len(part)):
+            found += part[i] != 0
+    return found, total
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -48,8 +47,8 @@ def occupied(typingctx, x, first, known, begin, size):
 
 @intrinsic
 def line(
-    typingctx, columns, vectors, outputs, taps, hop, step, count, segment, pixel, span, words, offsets, x, first, weights, start, bias,
-    channel, out, to, pitch,
+    typingctx, columns, vectors, outputs, taps, hop, step, count, segment, pixel, span, words, offsets, x, first, weights, start,
+    bias, channel, out, to, pitch,
 ):  # fmt: skip
     """One line of sums: ``vectors`` vectors of channels of each of ``outputs`` pixels to ``out[to]``, ``out[to + pitch]`` ...
 

@@ -1,7 +1,8 @@
 """The event engine's synapses: which operations it can run, how their weights lie in memory, what running them costs.
 
 A convolution or linear layer reads frames NHWC. A line of outputs walks along the input columns. With stride and dilation 1
-and a kernel of width 3, an input column meets three neighbouring outputs at once; else an output sees its columns (taps) one by one.
+and a kernel of width 3, an input column meets three neighbouring outputs at once; else an output sees its columns, the taps,
+one by one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
 # written or looked at, which is memory traffic; and a vector operation of the dense engine
 _PIXEL, _WORD, _LIT, _EVENT, _LATENCY, _FAR, _STORE, _LOOK, _DENSE = 15.0, 5.0, 30.0, 1.5, 5.0, 1.4, 1.75, 1.25, 1.1
 _NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
+_FEWEST = 4  # channels of a group that are worth looking at one by one
 _USUAL = 0.15  # density that the shape of the work is chosen for
 
 
@@ -87,6 +89,8 @@ class Synapse:
         if dims == 1:
             stride, padding, dilation = (1, stride[1]), (0, padding[1]), (1, dilation[1])
         groups = 1 if options[3] is None else int(options[3])
+        if groups > 1 and shape_in[0] // groups < _FEWEST:
+            return None  # depthwise: an event meets too few weights to pay for being found
         frames = (ins[0], ins[1], shape_in[0], outs[0], outs[1], shape_out[0])
         return Synapse(*named, *frames, (kernel[0], kernel[1]), stride, padding, dilation, groups)
 
@@ -233,4 +237,3 @@ def _pair(x: Any, default: int) -> tuple[int, int] | None:
     if not isinstance(x, (list, tuple)) or not all(isinstance(i, int) for i in x):
         return None
     return (int(x[0]), int(x[-1]))
-

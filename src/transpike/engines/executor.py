@@ -18,6 +18,7 @@ from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
+from transpike.engines.event_kernels import looked
 from transpike.engines.events import Synapse, frames_of
 from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.run import Run, place, room_for
@@ -240,10 +241,7 @@ class MicroBatch:
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor, layer: Layer) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less."""
-        flat = frames_of(x)
-        apart = max(_LOOKED, len(flat) // _LOOKS)
-        looked = [flat[first : first + _LOOKED] for first in range(0, len(flat), apart)]
-        found, total = sum(int(np.count_nonzero(part)) for part in looked), sum(map(len, looked))
+        found, total = looked(frames_of(x))
         layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
         if self._program.engine == "auto" and synapse.event_cost(found / total) > synapse.dense_cost():
             return False
@@ -299,6 +297,3 @@ class _ChunkValues(dict[str, Any]):
         sizes = [-1] * (value.dim() + 1)
         sizes[axis] = self._steps
         return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
-
-
-_LOOKS, _LOOKED = 16, 1024  # parts of a chunk whose density is measured, and how many inputs each has
