@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import CASES, batch_of, captured, dyadic, eighths, make
-from transpike.engines.events import Synapse
+from transpike.engines.event_kernels import events, looked
+from transpike.engines.events import Synapse, frames_of
 from transpike.engines.executor import Run, simulate
 from transpike.engines.program import Program
+from transpike.engines.vectors import LANES
 from transpike.graph.capture import capture
 from transpike.graph.ir import Graph
 from transpike.spiking.plan import NeuronKind, Plan, SiteParams
@@ -67,11 +69,41 @@ def test_currents_are_those_of_the_convolution(
     assert torch.equal(synapse.currents(x.float(), synapse.layout({"w": w, "b": b})), wanted)
 
 
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize(("channels", "groups", "stride"), [(16, 1, 1), (70, 1, 1), (32, 2, 1), (20, 1, 2)])
+def test_what_events_are_worth_is_read_once_only_where_all_of_a_channel_are_equal(channels, groups, stride, odd) -> None:
+    worth = eighths(channels, low=1, high=9)
+    x = worth[:, None, None] * (torch.rand(3, channels, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.4)
+    if odd:
+        x[2, channels - 1, 5, 6] += 1
+    w = eighths(24, channels // groups, 3, 3, seed=1)
+    synapse = Synapse("w", None, 6, 7, channels, 6 // stride, -(-7 // stride), 24, (3, 3), (stride, stride), (1, 1), (1, 1), groups)
+    flat = frames_of(x)
+    _, found = events(flat, 3, synapse.geometry)
+    assert torch.equal(torch.from_numpy(found), worth) if not odd else len(found) == 0
+    assert torch.equal(synapse.currents(x, synapse.layout({"w": w})), F.conv2d(x, w, None, stride, 1, 1, groups))
+
+
+def test_density_is_looked_at_in_parts_all_over_the_input() -> None:
+    x = torch.zeros(100_000)
+    x[::4] = 1
+    found, total = looked(x.numpy())
+    assert total < 20_000 and abs(found / total - 0.25) < 0.01
+    assert looked(x[:7].numpy()) == (2, 7)
+
+
+def test_depthwise_convolutions_stay_dense() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU()).eval()
+    graph = capture(model, torch.rand(1, 8, 9, 9))
+    first, second = (node for node in graph.nodes if node.op.startswith("aten.conv2d"))
+    assert Synapse.of(first, graph) is None and Synapse.of(second, graph) is not None
+
+
 def test_many_channels_are_computed_in_blocks() -> None:
     x, w = eighths(2, 300, 4, 4), eighths(200, 300, 3, 3, seed=1)
     wanted = F.conv2d(x, w, None, 1, 1)
     synapse = Synapse("w", None, 4, 4, 300, 4, 4, 200, (3, 3), (1, 1), (1, 1), (1, 1), 1)
-    assert synapse.blocks > 1 and synapse.own * synapse.blocks >= 200
+    assert synapse.blocks > 1 and synapse.blocks * synapse.vectors * LANES >= 200
     assert torch.equal(synapse.currents(x, synapse.layout({"w": w})), wanted)
 
 
@@ -131,6 +163,7 @@ def test_more_events_cost_more(a: float, b: float) -> None:
 def test_auto_goes_by_density() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()).eval()
+    model[0].bias.data.fill_(9)  # all fire if the threshold lets them
     x = torch.rand(2, 3, 16, 16)
     graph = capture(model, x)
     first, second = (site.name for site in graph.sites)

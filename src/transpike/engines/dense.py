@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.event_kernels import spikes
+from transpike.engines.event_kernels import events, spikes
 from transpike.engines.events import Synapse, frames_of
 from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
@@ -93,14 +93,15 @@ class DensePopulation:
             other: is added to the currents; of samples only if ``constant``.
         """
         out = torch.empty(steps * self._samples, self._site.units)
-        geometry, phases, patches, shape = synapse.tables
         nothing = np.empty(0, np.float32)
         cap = np.float32(math.inf if self._params.cap is None else self._params.cap)
+        flat = frames_of(x)
         with threads_for(out.numel()):
             spikes(
-                frames_of(x),
-                weights[0],
-                weights[1],
+                flat,
+                *events(flat, len(x), synapse.geometry),
+                *weights,
+                synapse.offsets,
                 nothing if other is None else frames_of(other),
                 0 if other is None else 1 if constant else 2,
                 out.view(-1).numpy(),
@@ -112,10 +113,7 @@ class DensePopulation:
                 _numpy(self._extra),
                 steps,
                 self._samples,
-                geometry,
-                phases,
-                patches,
-                shape,
+                synapse.geometry,
                 cap,
                 self._params.signed,
             )

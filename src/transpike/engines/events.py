@@ -1,8 +1,8 @@
 """The event engine's synapses: which operations it can run, how their weights lie in memory, what running them costs.
 
-A convolution or linear layer reads frames NHWC. An input pixel sends its events to rectangles of output pixels, one
-`Synapse.patches` row for each: with stride 1 a single rectangle of kernel height x kernel width; a stride gives each phase
-of the pixel grid its own, dilation and groups take the rectangle apart into columns.
+A convolution or linear layer reads frames NHWC. A line of outputs walks along the input columns. With stride and dilation 1
+and a kernel of width 3, an input column meets three neighbouring outputs at once; else an output sees its columns, the taps,
+one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.event_kernels import currents
+from transpike.engines.event_kernels import Geometry, currents, events
+from transpike.engines.event_vectors import SHAPES
 from transpike.engines.kernels import threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Graph, Node, Ref
@@ -24,18 +25,23 @@ from transpike.graph.roles import base_name
 
 __all__ = ["Synapse", "frames_of"]
 
-_BLOCK_BYTES = 640 << 10  # weights of the output channels that are computed together: they stay in the second-level cache
+_BLOCK_BYTES = LANES * 40 << 10  # weights that are computed together: they stay in the second-level cache
+_NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
 
-# what things cost, in vector operations of `LANES` numbers (AMD Zen 4, one core, both ways interleaved; benchmarks/speed.py)
-_PIXEL, _LIT, _EVENT, _NEAR, _FAR, _EDGE, _DENSE = 14.0, 22.0, 3.0, 1.25, 2.1, 2.5, 1.15
-_NEAR_BYTES = 24 << 10  # weights that stay in the first-level cache
+# what things cost, in vector operations (about a cycle each), fitted to one core of an AMD Zen 1 with everything interleaved: an
+# output pixel, a word, its first event, another, the wait for a sum; a vector of weights from the second-level cache; a number
+# written or looked at, which is memory traffic; and a vector operation of the dense engine
+_PIXEL, _WORD, _LIT, _EVENT, _LATENCY, _FAR, _STORE, _LOOK, _DENSE = 15.0, 5.0, 30.0, 1.5, 5.0, 1.4, 1.75, 1.25, 1.1
+_NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
+_FEWEST = 4  # channels of a group that are worth looking at one by one
+_USUAL = 0.15  # density that the shape of the work is chosen for
 
 
 @dataclass(frozen=True)
 class Synapse:
     """One convolution or linear operation on frames of ``height`` x ``width`` pixels; a linear layer has one.
 
-    Weights are kept as ``[block][patch][row][channel][columns x own]``, ``own`` output channels to a block.
+    Weights are kept as ``[group][block][tap][kernel row][channel][columns x vectors x LANES]``.
     """
 
     weight: str  # parameter names
@@ -83,6 +89,8 @@ class Synapse:
         if dims == 1:
             stride, padding, dilation = (1, stride[1]), (0, padding[1]), (1, dilation[1])
         groups = 1 if options[3] is None else int(options[3])
+        if groups > 1 and shape_in[0] // groups < _FEWEST:
+            return None  # depthwise: an event meets too few weights to pay for being found
         frames = (ins[0], ins[1], shape_in[0], outs[0], outs[1], shape_out[0])
         return Synapse(*named, *frames, (kernel[0], kernel[1]), stride, padding, dilation, groups)
 
@@ -92,102 +100,103 @@ class Synapse:
         return self.out_height * self.out_width * self.out_channels * math.prod(self.kernel) * self.channels // self.groups
 
     @cached_property
-    def own(self) -> int:
-        """Output channels to a block."""
-        if self.groups > 1:
-            return self.out_channels
-        whole = _padded(self.out_channels)
-        row = 4 * math.prod(self.kernel) * self.channels
-        return whole if whole * row <= 2 * _BLOCK_BYTES else max(LANES, _BLOCK_BYTES // row // LANES * LANES)
+    def _own(self) -> tuple[int, int]:
+        """Channels that a group reads and that it writes."""
+        return self.channels // self.groups, self.out_channels // self.groups
+
+    @cached_property
+    def columns(self) -> int:
+        """Neighbouring output pixels that share an input column in registers."""
+        walks = self.kernel[1] in SHAPES and self.stride[1] == 1 and self.dilation[1] == 1
+        return self.kernel[1] if walks else 1
+
+    @cached_property
+    def vectors(self) -> int:
+        """Vectors of output channels that are computed together, so that an event costs least."""
+        needed, row = -(-self._own[1] // LANES), 4 * LANES * math.prod(self.kernel) * self._own[0]
+        fit = [count for count in SHAPES[self.columns] if count * row <= _BLOCK_BYTES] or [1]
+        return min(fit, key=lambda count: -(-needed // count) * self._pixel_cost(count, _USUAL))
 
     @cached_property
     def blocks(self) -> int:
-        return -(-self.out_channels // self.own)
+        """Of a group, ``vectors`` each."""
+        return -(-self._own[1] // (self.vectors * LANES))
 
     @cached_property
-    def span(self) -> int:
-        """Numbers that one tap of the kernel writes for one event."""
-        return self.own if self.groups == 1 else _padded(self.out_channels // self.groups)
-
-    @cached_property
-    def _axes(self) -> tuple[_Axis, _Axis]:
-        sizes = ((self.height, self.out_height), (self.width, self.out_width))
-        y, x = (
-            _Axis(size, out, self.kernel[i], self.stride[i], self.padding[i], self.dilation[i])
-            for i, (size, out) in enumerate(sizes)
-        )
-        return y, x
-
-    @cached_property
-    def _pieces(self) -> list[list[tuple[int, int, list[int], int, list[int]]]]:
-        """By phase: first row and column of each rectangle, the kernel's rows, the rows' distance, the kernel's columns."""
-        y, x = self._axes
-        found = []
-        for a in range(self.stride[0]):
-            for b in range(self.stride[1]):
-                rows, columns = y.taps(a), x.taps(b)
-                joined = x.distance == 1 and self.groups == 1
-                sets = [columns] if joined and columns else [[column] for column in columns]
-                found.append([(y.place(rows[0], a), x.place(c[0], b), rows, y.distance, c) for c in sets] if rows else [])
-        return found
-
-    @cached_property
-    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
-        """``geometry``, ``phases``, ``patches`` and ``shape`` for the kernels."""
-        y, x = self._axes
-        pitch, offset, patches, phases = x.size * self.own, 0, [], [0]
-        for pieces in self._pieces:
-            for top, left, rows, distance, columns in pieces:
-                width = len(columns) * self.span
-                patches.append((top, left, len(rows), distance * pitch, width, offset, self.channels * width))
-                offset += len(rows) * self.channels * width
-            phases.append(len(patches))
-        geometry = (
-            self.height, self.width, self.channels, self.groups, *self.stride, *self.padding, pitch, self.own,
-            self.out_channels // self.groups, offset, x.reach,
+    def geometry(self) -> Geometry:
+        """What the kernels need to know."""
+        (own, _), (rows, wide), bank = self._own, self.kernel, self._bank
+        taps = wide // self.columns
+        return Geometry(
+            self.height, self.width, self.channels, self.groups, self.out_height, self.out_width, self.out_channels,
+            rows, self.stride[0], self.padding[0], self.dilation[0], self.padding[1],
+            self.columns, self.vectors, self.blocks, taps, self.stride[1], self.dilation[1], bank // taps,
+            self._words, self._packed, self.groups * -(-own // 64), bank, int(self._nested),
         )  # fmt: skip
-        shape = (y.size, x.size, self.own, self.blocks, self.out_height, self.out_width, self.out_channels, y.margin, x.margin)
-        # a row more, so that an array without patches still has a type
-        return np.array(geometry), np.array(phases), np.array([*patches, (0,) * 7]), shape
+
+    @cached_property
+    def _nested(self) -> bool:
+        """Do all blocks take a line in turn? Their weights stay in cache, and none has more vectors than channels but the last."""
+        full = self.groups == 1 or self._own[1] % (self.vectors * LANES) == 0
+        return full and self.groups * self.blocks * self._bank * 4 <= _NESTED_BYTES
+
+    @cached_property
+    def _bank(self) -> int:
+        return math.prod(self.kernel) * self._own[0] * self.vectors * LANES
+
+    @cached_property
+    def _packed(self) -> int:
+        """Rows of the kernel whose events share a word, 0 where a row needs several."""
+        return min(self.kernel[0], 64 // self._own[0])
+
+    @cached_property
+    def _words(self) -> int:
+        """Of an input column, all rows of the kernel."""
+        return -(-self.kernel[0] // self._packed) if self._packed else self.kernel[0] * -(-self._own[0] // 64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where in the input each bit of a word lies, and of each word where its first bit lies there and in the weights.
+
+        Twice: for inputs as they are, and for one number for each channel in their place.
+        """
+        return np.array([self._offsets(self.dilation[0] * self.width * self.channels), self._offsets(0)])
+
+    def _offsets(self, pitch: int) -> list[int]:
+        own, rows, row = self._own[0], self.kernel[0], self.columns * self.vectors * LANES
+        if self._packed:
+            bits = [i // own * pitch + i % own for i in range(64)]
+            words = [(ky * pitch, ky * own * row) for ky in range(0, rows, self._packed)]
+        else:
+            bits, words = range(64), [(ky * pitch + c, (ky * own + c) * row) for ky in range(rows) for c in range(0, own, 64)]
+        return [*bits, *(x for word in words for x in word)]
 
     def layout(self, params: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Weights and bias as the kernels read them, flat."""
-        weight = params[self.weight].detach().float().reshape(self.out_channels, self.channels // self.groups, *self.kernel)
-        padded = self.own * self.blocks
-        full = torch.zeros(padded if self.groups == 1 else self.span * self.groups, *weight.shape[1:])
-        if self.groups == 1:
-            full[: self.out_channels] = weight
-        else:  # [group][span] outputs; an event's row holds its own group's
-            full.view(self.groups, self.span, *weight.shape[1:])[:, : self.out_channels // self.groups] = weight.view(
-                self.groups, -1, *weight.shape[1:]
-            )
-        parts = []
-        for block in range(self.blocks):
-            some = full[block * self.own : (block + 1) * self.own] if self.groups == 1 else full
-            for pieces in self._pieces:
-                for _, _, rows, _, columns in pieces:
-                    taps = some[:, :, rows][..., columns]  # outputs, channels of a group, rows, columns
-                    if self.groups == 1:
-                        parts.append(taps.permute(2, 1, 3, 0).reshape(-1))
-                    else:
-                        split = taps.reshape(self.groups, self.span, -1, len(rows), len(columns))
-                        parts.append(split.permute(3, 0, 2, 4, 1).reshape(-1))
-        flat = torch.cat(parts) if parts else torch.zeros(1)
-        bias = torch.zeros(padded + LANES)
+        (ins, outs), padded, taps = self._own, self.blocks * self.vectors * LANES, self.kernel[1] // self.columns
+        weight = params[self.weight].detach().float().reshape(self.groups, outs, ins, *self.kernel)
+        full = torch.zeros(self.groups, padded, ins, *self.kernel)
+        full[:, :outs] = weight if self.columns == 1 else weight.flip(-1)  # the leftmost output sees the last column
+        split = full.view(self.groups * self.blocks, self.vectors * LANES, ins, self.kernel[0], taps, self.columns)
+        bias = torch.zeros(self.groups, padded)
         if self.bias is not None:
-            bias[: self.out_channels] = params[self.bias].detach().float()
-        return flat.numpy(), bias.numpy()
+            bias[:, :outs] = params[self.bias].detach().float().view(self.groups, outs)
+        return split.permute(0, 4, 3, 2, 5, 1).reshape(-1).numpy(), bias.view(-1).numpy()
+
+    def _pixel_cost(self, vectors: int, density: float) -> float:
+        """Vector operations of ``vectors`` sums of an output pixel."""
+        row, bits = self.columns * vectors, self._own[0] * self.kernel[0]  # of an input column
+        near = 4 * LANES * vectors * self._own[0] * math.prod(self.kernel) <= _NEAR_BYTES
+        event = max(_EVENT + max(row, _LATENCY), 0.0 if near else _FAR * row)
+        lit = self._words * (1 - (1 - density) ** (bits / self._words))
+        column = self._words * _WORD + lit * _LIT + bits * density * event
+        return _PIXEL + vectors * LANES * _STORE + self.kernel[1] // self.columns * column
 
     def event_cost(self, density: float) -> float:
         """Vector operations of one frame of which the share ``density`` is not 0."""
-        pixels = self.height * self.width * self.groups * self.blocks
-        events = self.channels / self.groups * density  # of a pixel
-        lit = 1 - (1 - min(density, 1.0)) ** (self.channels // self.groups)
-        taps = math.prod(self.kernel) / math.prod(self.stride) * self.span / LANES
-        bytes_of = 4 * math.prod(self.kernel) * self.channels * self.own / self.groups
-        near = _NEAR if bytes_of <= _NEAR_BYTES else _FAR
-        pieces = sum(map(len, self._pieces)) / max(1, len(self._pieces))
-        return pixels * (_PIXEL + lit * pieces * (_LIT + taps / pieces * _EDGE) + events * (_EVENT * pieces + taps * near))
+        positions = self.out_height * (self.out_width + self.columns - 1) * self.blocks * self.groups
+        looked = self.height * self.width * self.channels * _LOOK
+        return positions * self._pixel_cost(self.vectors, min(density, 1.0)) + looked
 
     def dense_cost(self) -> float:
         """Vector operations of one frame, whatever it holds."""
@@ -195,11 +204,11 @@ class Synapse:
 
     def currents(self, x: torch.Tensor, weights: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         """The currents for frames ``x``, in the shape of the operation's result."""
-        frames = len(x)
+        frames, flat = len(x), frames_of(x)
         out = torch.empty(frames, self.out_height * self.out_width * self.out_channels)
-        geometry, phases, patches, shape = self.tables
         with threads_for(frames * self.height * self.width * self.channels):
-            currents(frames_of(x), weights[0], weights[1], out.view(-1).numpy(), frames, geometry, phases, patches, shape)
+            found = events(flat, frames, self.geometry)
+            currents(flat, *found, *weights, self.offsets, out.view(-1).numpy(), frames, self.geometry)
         return self.logical(out, x.dim())
 
     def logical(self, flat: torch.Tensor, dims: int) -> torch.Tensor:
@@ -208,47 +217,6 @@ class Synapse:
             return flat.view(len(flat), self.out_channels)
         nhwc = flat.view(len(flat), self.out_height, self.out_width, self.out_channels)
         return nhwc.permute(0, 3, 1, 2) if dims == 4 else nhwc[:, 0].permute(0, 2, 1)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of a convolution, with a margin around the outputs for what is sent beyond them."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-
-    @property
-    def distance(self) -> int:
-        """Outputs between two taps of the same phase."""
-        return self.dilation // math.gcd(self.dilation, self.stride)
-
-    @property
-    def reach(self) -> int:
-        """Outputs from the first to the last that an input meets."""
-        return self.dilation * (self.kernel - 1) // self.stride + 1
-
-    @property
-    def margin(self) -> int:
-        """Places before output 0."""
-        return max(0, -((self.padding - self.dilation * (self.kernel - 1)) // self.stride))
-
-    @property
-    def size(self) -> int:
-        """Places in all."""
-        last = (self.inputs - 1 + self.padding) // self.stride
-        return self.margin + max(self.outputs, last + 1)
-
-    def taps(self, phase: int) -> list[int]:
-        """Taps that an input of this phase meets, the one of the first output first."""
-        return [k for k in reversed(range(self.kernel)) if (self.dilation * k - phase) % self.stride == 0]
-
-    def place(self, tap: int, phase: int) -> int:
-        """Where ``tap`` writes, counted from the place of the input's own phase."""
-        return self.margin - (self.dilation * tap - phase) // self.stride
 
 
 def frames_of(x: torch.Tensor) -> Any:
@@ -269,7 +237,3 @@ def _pair(x: Any, default: int) -> tuple[int, int] | None:
     if not isinstance(x, (list, tuple)) or not all(isinstance(i, int) for i in x):
         return None
     return (int(x[0]), int(x[-1]))
-
-
-def _padded(count: int) -> int:
-    return -(-count // LANES) * LANES

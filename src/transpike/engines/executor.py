@@ -18,6 +18,7 @@ from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
+from transpike.engines.event_kernels import looked
 from transpike.engines.events import Synapse, frames_of
 from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Program, check_engine
@@ -248,25 +249,19 @@ class MicroBatch:
         constant = joined.other in self._constants
         other = None if joined.other is None else self._constants[joined.other] if constant else env[joined.other]
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
-            by_events = self._by_events(synapse, x, layer)
-            if by_events and self._samples * synapse.blocks >= torch.get_num_threads():
+            if self._by_events(synapse, x, layer):
                 like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
                 return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
-            # there a thread works on all steps of a sample; of too few samples each thread takes some steps' currents instead
-            weights = self._weights(synapse) if by_events else None
-            current = call(joined.synapse, env, frames, self._device) if weights is None else synapse.currents(x, weights)
+            current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor, layer: Layer) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less."""
-        flat = frames_of(x)
-        apart = max(_LOOKED, len(flat) // _LOOKS)
-        looked = [flat[first : first + _LOOKED] for first in range(0, len(flat), apart)]
-        found, total = sum(int(np.count_nonzero(part)) for part in looked), sum(map(len, looked))
+        found, total = looked(frames_of(x))
         layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
         if self._program.engine == "auto" and synapse.event_cost(found / total) > synapse.dense_cost():
             return False
@@ -322,6 +317,3 @@ class _ChunkValues(dict[str, Any]):
         sizes = [-1] * (value.dim() + 1)
         sizes[axis] = self._steps
         return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
-
-
-_LOOKS, _LOOKED = 16, 1024  # parts of a chunk whose density is measured, and how many inputs each has

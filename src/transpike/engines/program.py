@@ -1,7 +1,7 @@
 """What can be known about running a graph before any data is there.
 
 Where the event engine may run, a neuron layer takes the synapse before it (and the residual sum between them) into one
-step of the program, `Joined`: events scatter into the membranes, and the neurons fire from the same pass.
+step of the program, `Joined`: events add up to a line of currents, and its neurons fire from the same pass.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A vocabulary for kernels that numba's loops cannot express: vectors that stay in registers over a loop of unknown length.
 
-Functions here write LLVM instructions through a builder; `transpike.engines.event_kernels` makes numba intrinsics of them.
-Vectors hold `LANES` numbers of single precision; a processor with narrower registers uses several for one.
+Functions here write LLVM instructions through a builder; `transpike.engines.event_vectors` makes numba intrinsics of them.
+Vectors hold `LANES` numbers of single precision, as many as a register of this processor.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
@@ -9,14 +9,18 @@ Vectors hold `LANES` numbers of single precision; a processor with narrower regi
 
 from __future__ import annotations
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
-__all__ = ["LANES", "broadcast", "compress", "count_loop", "floats", "floor", "load", "number", "pointer", "store"]
+__all__ = [
+    "LANES", "REGISTERS", "bit_loop", "bits", "broadcast", "count_loop", "floats", "floor", "load", "multiply_add", "number",
+    "pointer", "store",
+]  # fmt: skip
 
-LANES = 16
+# registers: AVX-512 has 32 of 16 numbers, AVX2 16 of 8, NEON 32 of 4 (two make a vector)
+LANES, REGISTERS = (16, 32) if binding.get_host_cpu_features().get("avx512f") else (8, 16)
 
-_BIT, _I16, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(LANES), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_FLOATS, _INTEGERS, _MASK = (ir.VectorType(x, LANES) for x in (_F32, _I32, _BIT))
+_BIT, _LANE_BITS, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(LANES), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_FLOATS, _INTEGERS = (ir.VectorType(x, LANES) for x in (_F32, _I32))
 
 
 def number(x: int):
@@ -42,15 +46,24 @@ def load(builder, start, offset):
 
 
 def store(builder, x, start, offset):
-    """Write a vector of numbers or indices to ``start[offset]`` on."""
+    """Write a vector to ``start[offset]`` on."""
     builder.store(x, builder.bitcast(builder.gep(start, [offset]), x.type.as_pointer())).align = 4
 
 
 def broadcast(builder, x):
-    """A vector with the number or index ``x`` in every lane."""
-    kind = ir.VectorType(x.type, LANES)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
+    """A vector with the number ``x`` in every lane."""
+    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), x, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
+
+
+def multiply_add(builder, a, b, c):
+    """``a b + c``, rounded once where the processor can."""
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+def bits(builder, mask):
+    """A comparison's lanes as the low bits of an index."""
+    return builder.zext(builder.bitcast(mask, _LANE_BITS), _I64)
 
 
 def count_loop(builder, start, end, step: int, carried, body):
@@ -79,16 +92,28 @@ def count_loop(builder, start, end, step: int, carried, body):
     return k, values
 
 
-def compress(builder, x, mask, offset):
-    """The lanes of ``x`` in ``mask`` side by side, likewise their indices counted from ``offset``, and how many they are."""
-    indices = builder.add(ir.Constant(_INTEGERS, list(range(LANES))), broadcast(builder, builder.trunc(offset, _I32)))
-    packed = []
-    for vector, name in ((x, f"v{LANES}f32"), (indices, f"v{LANES}i32")):
-        kind = ir.FunctionType(vector.type, [vector.type, _MASK, vector.type])
-        pack = builder.module.declare_intrinsic(f"llvm.experimental.vector.compress.{name}", (), kind)
-        packed.append(builder.call(pack, [vector, mask, ir.Constant(vector.type, ir.Undefined)]))
-    bits = builder.zext(builder.bitcast(mask, _I16), _I32)
-    return packed[0], packed[1], builder.zext(builder.ctpop(bits), _I64)
+def bit_loop(builder, word, carried, body):
+    """``for i in the bits of word that are 1: carried = body(i, carried)``, lowest first; returns what was carried."""
+    before, none = builder.block, number(0)
+    inside, after = (builder.append_basic_block() for _ in range(2))
+    builder.cbranch(builder.icmp_unsigned("!=", word, none), inside, after)
+    builder.position_at_end(inside)
+    left = builder.phi(_I64)
+    left.add_incoming(word, before)
+    values = [builder.phi(x.type) for x in carried]
+    for value, x in zip(values, carried, strict=True):
+        value.add_incoming(x, before)
+    changed = body(builder.cttz(left, ir.Constant(_BIT, 1)), values)
+    rest, last = builder.and_(left, builder.sub(left, number(1))), builder.block
+    left.add_incoming(rest, last)
+    builder.cbranch(builder.icmp_unsigned("!=", rest, none), inside, after)
+    builder.position_at_end(after)
+    results = [builder.phi(x.type) for x in carried]
+    for value, result, x, y in zip(values, results, carried, changed, strict=True):
+        value.add_incoming(y, last)
+        result.add_incoming(x, before)
+        result.add_incoming(y, last)
+    return results
 
 
 def floor(builder, x):
