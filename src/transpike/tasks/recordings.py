@@ -24,7 +24,7 @@ from transpike.errors import DataError, SpecError
 from transpike.tasks.data import arrays_of
 from transpike.tasks.optional import needed
 
-__all__ = ["CAMERAS", "SUFFIXES", "Recording", "read_recording"]
+__all__ = ["CAMERAS", "Recording", "read_recording"]
 
 SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy", ".npz")
 
