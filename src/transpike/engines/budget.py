@@ -98,23 +98,17 @@ def chunking(
     chunk: int | None,
     max_memory: int | None,
     itemsize: int,
-<<<<<<< HEAD
     gpu_bytes: int | None = None,
-) -> tuple[int, int]:
-    """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
-
-    On a GPU with ``gpu_bytes`` of memory as many samples as fit go together: its memory sets the limit, not a cache.
-    Some kinds of neurons need all steps of a sample in one chunk.
-=======
     numbers: int | None = None,
 ) -> tuple[int, int]:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
-    Some kinds of neurons need all steps of a sample in one chunk. The state of a sample that is alone becomes its result.
+    On a GPU as many samples as fit go together: its memory sets the limit, not a cache. Some kinds of neurons need all steps
+    of a sample in one chunk. The state of a sample that is alone becomes its result.
 
     Args:
+        gpu_bytes: memory of the GPU, None on the CPU.
         numbers: of each unit that the engine keeps for all samples; None: those of the dense engine.
->>>>>>> tasks
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
