@@ -20,8 +20,10 @@ from transpike import SpikingNetwork, convert, evaluate
 from transpike.measure.accuracy import Classification
 from transpike.measure.tally import Task
 from transpike.methods import Method
+from transpike.methods.chain import Chain
 from transpike.methods.mmse import MMSE
 from transpike.methods.parallel import Calibration, Parallel
+from transpike.methods.reconstruction import Reconstruction
 from transpike.tasks.detection import Boxes, Detection
 from transpike.tasks.segmentation import Segmentation
 
@@ -130,6 +132,10 @@ ROWS = {
     "fastestdet MMSE(16) signed cap 4": Row(FASTEST, MMSE(steps=16, cap=4, signed=True), 16, 100, 28, ((16, 3.0),)),
     "pointnet MMSE(32) signed cap 4": Row(POINTNET, MMSE(steps=32, cap=4, signed=True), 32, 200, 240, ((32, 1.0),)),
     "pointnet Parallel(8)": Row(POINTNET, Parallel(steps=8), 8, 718, 240, ((8, 1.0),)),
+    "pointnet Parallel(8) + Reconstruction": Row(
+        POINTNET, Chain(Parallel(steps=8), Reconstruction(steps=8, iterations=150)), 8, 718, 240, ((8, 1.0),)
+    ),
+    "pointnet MMSE(32) signed cap 4, all": Row(POINTNET, MMSE(steps=32, cap=4, signed=True), 32, 718, 240, ((32, 1.0),)),
     "pointnet Parallel(8) exact": Row(POINTNET, Parallel(steps=8, calibration=Calibration.EXACT), 8, 718, 240, ((8, 1.0),)),
     "nmnist MMSE(32), repeated grid": Row(NMNIST, MMSE(steps=32), 32, 880, 220, ((32, 1.0),)),
     "nmnist MMSE(32) signed, no cap, streamed": Row(

@@ -6,7 +6,7 @@ on samples that no candidate was calibrated on, after T steps. The candidates ar
 
     plain       MaxNorm; MMSE, alone, with a bias for every channel, and then a potential for every unit, added or replaced
     bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
-    parallel    fitted layer by layer, and then learning, with the weights, to give the ANN back
+    parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
 What the best is depends on the network: deep ones cut more off than shallow ones can bear. So it is tried, not assumed.
 
@@ -31,7 +31,7 @@ from transpike.methods.advanced_calibration import AdvancedCalibration
 from transpike.methods.light_calibration import LightCalibration
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
-from transpike.methods.parallel import Parallel
+from transpike.methods.parallel import Calibration, Parallel
 from transpike.methods.reconstruction import Reconstruction
 from transpike.spiking.plan import Plan
 
@@ -89,8 +89,8 @@ class Auto:
     def candidates(self) -> tuple[_Parts, ...]:
         """Chains of methods that these settings allow, the simplest first."""
         if self.parallel:
-            parallel = Parallel(self.steps)
-            return (parallel,), (parallel, Reconstruction(self.steps))
+            exact, sequential = Parallel(self.steps, Calibration.EXACT), Parallel(self.steps)
+            return (exact,), (sequential,), (sequential, Reconstruction(self.steps))
         thresholds, light = MMSE(steps=self.steps, cap=self.cap, signed=self.signed), LightCalibration(steps=self.steps)
         if self.signed or self.cap > 1:
             return (thresholds,), (thresholds, light)
