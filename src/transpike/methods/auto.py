@@ -2,7 +2,8 @@
 
     plan = argmin over candidates of  E |y_snn - y_ann|^2 / E |y_ann|^2
 
-on samples that no candidate was calibrated on, after T steps. The candidates are chains of methods, from few to many:
+on samples that no candidate was calibrated on, after T steps; then the best is fitted to all samples. The candidates are
+chains of methods, from few to many:
 
     plain       MaxNorm; MMSE, alone, with a bias for every channel, and then a potential for every unit, added or replaced
     bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
@@ -49,7 +50,7 @@ class Auto:
         cap: most spikes of a neuron in one step that the target can send; 1 for plain spikes.
         signed: may neurons take spikes back?
         parallel: may neurons wait for all their charge before they fire? Takes the place of bursts and signs.
-        held_out: how many samples judge the candidates instead of calibrating them, a quarter at most.
+        held_out: how many samples judge the candidates, which are fitted to the others; a quarter at most.
     """
 
     order_dependent: ClassVar[bool] = True  # the first samples judge, calibration looks at those behind them
@@ -61,7 +62,7 @@ class Auto:
     held_out: int = 128
 
     def fit(self, graph: Graph, batches: Iterable[Any], plan: Plan | None = None) -> Plan:
-        """Fit every candidate and return the best one's plan, which names it and the errors of all.
+        """Fit every candidate and return the best one's plan for all samples; it names them all and their errors.
 
         Raises:
             PlanError: ``steps``, ``cap`` or ``held_out`` is below 1.
@@ -73,18 +74,12 @@ class Auto:
         apart = min(self.held_out, samples // 4)
         bench, others = Bench(graph, data, apart or 1, self.steps), data.after(apart)
         fitted: dict[_Parts, Plan] = {}
-
-        def plan_of(parts: _Parts) -> Plan:
-            if parts not in fitted:
-                *earlier, last = parts
-                fitted[parts] = last.fit(graph, others, plan_of(tuple(earlier)) if earlier else None)
-            return fitted[parts]
-
-        errors = {parts: bench.measure(plan_of(parts)).error for parts in self.candidates()}
+        errors = {parts: bench.measure(_fitted(parts, graph, others, fitted)).error for parts in self.candidates()}
         best = min(errors, key=lambda parts: errors[parts])
+        found = _fitted(best, graph, data, {}) if apart else fitted[best]
         tried = [{"methods": _named(parts), "error": error} for parts, error in errors.items()]
         origin = {"method": "Auto", "settings": settings(self), "samples": samples, "chosen": _named(best), "tried": tried}
-        return replace(fitted[best], metadata={**fitted[best].metadata, **origin})
+        return replace(found, metadata={**found.metadata, **origin})
 
     def candidates(self) -> tuple[_Parts, ...]:
         """Chains of methods that these settings allow, the simplest first."""
@@ -96,6 +91,14 @@ class Auto:
             return (thresholds,), (thresholds, light)
         potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
         return (MaxNorm(),), (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
+
+
+def _fitted(parts: _Parts, graph: Graph, data: Batches, known: dict[_Parts, Plan]) -> Plan:
+    """The plan of the chain ``parts``; beginnings that are ``known`` are not fitted again."""
+    if parts not in known:
+        *earlier, last = parts
+        known[parts] = last.fit(graph, data, _fitted(tuple(earlier), graph, data, known) if earlier else None)
+    return known[parts]
 
 
 def _named(parts: _Parts) -> list[dict[str, Any]]:
