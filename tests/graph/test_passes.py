@@ -101,8 +101,8 @@ def test_a_ceiling_survives_the_exchange_with_a_pool():
     model[0].weight.data *= 20
     graph = capture(model, images())
     assert [(site.ceiling, site.shape) for site in graph.sites] == [(6.0, (4, 3, 3))]
-    assert torch.equal(forward(graph, [images()]), model(images()))
-    assert model(images()).max() == 6
+    torch.testing.assert_close(forward(graph, [images()]), model(images()))  # memory layouts round convolutions differently
+    assert forward(graph, [images()]).max() == model(images()).max() == 6
 
 
 def test_max_pooling_commutes_with_rectification_and_clipping_for_all_windows_bit_for_bit():  # P-IF-5
