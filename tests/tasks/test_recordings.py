@@ -10,19 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from recorded import events
 from transpike.errors import DataError, SpecError
 from transpike.tasks import recordings
 from transpike.tasks.events import Frames, event_folder
 from transpike.tasks.recordings import Recording, read_recording
-
-
-def events(count: int = 200, seed: int = 0) -> np.ndarray:
-    """A structured array, as tonic's data sets give it; time does not begin at 0."""
-    rng = np.random.default_rng(seed)
-    found = np.zeros(count, dtype=[("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", np.int8)])
-    found["x"], found["y"], found["p"] = rng.integers(0, 8, count), rng.integers(0, 6, count), rng.integers(0, 2, count)
-    found["t"] = 5000 + np.sort(rng.integers(0, 1000, count))
-    return found
 
 
 def test_time_counts_from_the_first_event_and_events_are_put_in_order() -> None:
