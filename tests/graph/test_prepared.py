@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,7 @@ def test_every_spelling_is_caught_with_its_clip(name: str) -> None:
     call, clip = SPELLINGS[name]
     seen: list[tuple[int, float | None]] = []
 
-    def at_call(i: int, z: torch.Tensor, found: float | None) -> torch.Tensor:
+    def at_call(i: int, z: torch.Tensor, found: float | None, axis: int) -> torch.Tensor:
         seen.append((i, found))
         return z.clamp(0, found) * 2
 
@@ -76,7 +77,7 @@ def test_every_spelling_is_caught_with_its_clip(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_rectifier_is_left_alone(name: str) -> None:
     x = torch.linspace(-5, 9, 40)
-    with intercepted(lambda i, z, clip: pytest.fail("caught")):
+    with intercepted(lambda i, z, clip, axis: pytest.fail("caught")):
         y = OTHERS[name](x)
     assert torch.equal(y, OTHERS[name](x))
 
@@ -103,22 +104,28 @@ def test_in_place_calls_write_in_place_and_keep_their_gradients() -> None:
         torch.testing.assert_close(a, b)
 
 
-def ready(name: str, levels: int = 8) -> tuple[Prepared, Any, tuple[Any, ...], dict[str, Any]]:
+def ready(name: str, levels: int = 8, per_channel: bool = True) -> tuple[Prepared, Any, tuple[Any, ...], dict[str, Any]]:
     batch = batch_of(name)
     args = () if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
     kwargs = batch if isinstance(batch, dict) else {}
-    net = Prepared(make(name), levels, initial=2.0)
+    net = Prepared(make(name), levels, per_channel=per_channel, initial=2.0)
     net(*args, **kwargs)
     return net, batch, args, kwargs
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_capture_finds_one_quantising_site_per_call_and_runs_the_quantised_network(name: str) -> None:
-    net, batch, args, kwargs = ready(name)
+def test_capture_finds_one_quantising_site_per_call_and_runs_the_quantised_network(name: str, per_channel: bool) -> None:
+    net, batch, args, kwargs = ready(name, per_channel=per_channel)
+    with torch.no_grad():
+        for ceiling in net.ceilings:
+            ceiling *= torch.rand_like(ceiling) + 0.5
     plain, graph = captured(name), capture(net, batch)
     assert len(graph.sites) == len(plain.sites) == len(net.ceilings)
     assert all(site.levels == 8 for site in graph.sites)
-    assert sorted(site.ceiling for site in graph.sites) == sorted(c.item() for c in net.ceilings)
+    found = [[site.ceiling] if isinstance(site.ceiling, float) else list(site.ceiling or ()) for site in graph.sites]
+    assert sorted(found) == sorted(c.flatten().tolist() for c in net.ceilings)
+    assert all(len(ceilings) == (site.channels if per_channel else 1) for ceilings, site in zip(found, graph.sites, strict=True))
     assert not any("network" in site.name for site in graph.sites) and graph.name == type(net.network).__name__
     assert not any("aten.copy." in node.op for node in graph.nodes)
     with torch.no_grad():
@@ -133,10 +140,11 @@ def test_site_names_are_those_of_the_users_modules() -> None:
     assert [site.name for site in capture(net, batch).sites] == ["relu#1", "relu#2", "relu#3"]
 
 
-def test_a_graph_with_levels_survives_a_file_and_older_files_still_load() -> None:
-    net, batch, *_ = ready("residual")
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_graph_with_levels_survives_a_file_and_older_files_still_load(per_channel: bool) -> None:
+    net, batch, *_ = ready("residual", per_channel=per_channel)
     graph = capture(net, batch)
-    header = serial.header(graph)
+    header = json.loads(json.dumps(serial.header(graph)))
     again = serial.from_header(header, graph.params)
     assert again.sites == graph.sites and again.nodes == graph.nodes
     older = serial.header(captured("residual"))
@@ -196,12 +204,13 @@ def test_without_values_the_first_pass_finds_the_ceilings_and_parameters_wait_fo
     with pytest.raises(PlanError, match="run one batch"):
         torch.optim.SGD(net.parameters(), lr=0.1)
     net(batch_of("depthwise"))
-    assert [c.item() for c in net.ceilings] == [6.0, 6.0, 6.0]  # ReLU6 clips the 8 of the authors
+    assert all(c.dim() == 3 and torch.equal(c, torch.full_like(c, 6.0)) for c in net.ceilings)  # ReLU6 clips the 8 of the authors
     assert len([name for name, _ in net.named_parameters() if name.startswith("ceilings.")]) == 3
 
 
-def test_a_state_dict_restores_a_network_that_has_seen_no_data() -> None:
-    net, _, args, _ = ready("residual")
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_state_dict_restores_a_network_that_has_seen_no_data(per_channel: bool) -> None:
+    net, _, args, _ = ready("residual", per_channel=per_channel)
     again = Prepared(make("residual", seed=5), 8).eval()
     again.load_state_dict(net.state_dict())
     assert torch.equal(again(*args), net(*args))
@@ -236,3 +245,17 @@ def test_max_pools_become_averages_of_the_same_windows_if_asked() -> None:
 
     with pytest.raises(PlanError, match="dilation"):
         Prepared(Dilated(), 4, average_pooling=True)(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shapes"),
+    [
+        ([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 5), nn.ReLU()], [(4, 1, 1), (5,)]),
+        ([nn.Linear(7, 5), nn.LayerNorm(5), nn.ReLU()], [(5,)]),
+        ([nn.Linear(7, 5), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.ReLU()], [(4, 1, 1)]),
+    ],
+)
+def test_channels_lie_where_the_last_layer_put_them(layers: list[nn.Module], shapes: list[tuple[int, ...]]) -> None:
+    net = Prepared(nn.Sequential(*layers).eval(), 4)
+    net(torch.randn(2, 3, 7, 7))
+    assert [tuple(c.shape) for c in net.ceilings] == shapes

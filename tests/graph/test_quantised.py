@@ -90,6 +90,28 @@ def test_kernels_and_plain_torch_agree() -> None:
     torch.testing.assert_close(fused[1], plain[1].detach(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 5, 7), (2, 6, 3, 5, 4), (20, 3, 6)])
+@pytest.mark.parametrize("order", ["contiguous", "channels last"])
+def test_a_ceiling_for_every_channel_is_a_scalar_for_each(shape: tuple[int, ...], order: str) -> None:
+    torch.manual_seed(3)
+    axis = 2 if shape == (20, 3, 6) else 1
+    z, grad = torch.randn(shape), torch.randn(shape)
+    if order == "channels last":
+        z = z.movedim(axis, -1).contiguous().movedim(-1, axis)
+    z.requires_grad_()
+    ceilings = (torch.rand(6) + 0.5).reshape(6, *[1] * (len(shape) - axis - 1)).requires_grad_()
+    h = qcfs(z, ceilings, 4)
+    for_z, for_ceilings = torch.autograd.grad(h, (z, ceilings), grad)
+    for c in range(6):
+        one = z.detach().select(axis, c).clone().requires_grad_()
+        top = ceilings.detach().flatten()[c].clone().requires_grad_()
+        alone = qcfs(one, top, 4)
+        assert torch.equal(h.select(axis, c), alone)
+        wanted, for_top = torch.autograd.grad(alone, (one, top), grad.select(axis, c))
+        assert torch.equal(for_z.select(axis, c), wanted)
+        torch.testing.assert_close(for_ceilings.flatten()[c], for_top, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [0.0, -3.0])
 def test_a_ceiling_that_learning_drove_below_zero_is_guarded_and_can_rise_again(value: float) -> None:
     ceiling = torch.tensor(value, requires_grad=True)
@@ -103,6 +125,7 @@ def test_a_ceiling_that_learning_drove_below_zero_is_guarded_and_can_rise_again(
 def test_is_an_operation_as_torch_wants_it() -> None:
     z, ceiling = torch.randn(3, 4, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     torch.library.opcheck(qcfs, (z, ceiling, 4))
+    torch.library.opcheck(qcfs, (z, torch.rand(4, requires_grad=True), 4))
 
 
 class Layer(nn.Module):

@@ -109,7 +109,8 @@ class Input:
 class Site:
     """A place where neurons sit: one call of a rectifier.
 
-    ``shape`` is for one sample; ``channel_axis`` counts in it. ``ceiling`` is the upper clip (6 for ReLU6).
+    ``shape`` is for one sample; ``channel_axis`` counts in it. ``ceiling`` is the upper clip (6 for ReLU6), one for all or
+    one for every channel.
     ``levels``: a quantising activation has this many steps of ceiling / levels each (None: it is continuous).
     """
 
@@ -117,7 +118,7 @@ class Site:
     node: str
     shape: tuple[int, ...]
     channel_axis: int
-    ceiling: float | None = None
+    ceiling: float | tuple[float, ...] | None = None
     levels: int | None = None
 
     @property
@@ -131,6 +132,13 @@ class Site:
     def channel_shape(self) -> tuple[int, ...]:
         """The shape in which a per-channel vector broadcasts against one sample."""
         return tuple(size if axis == self.channel_axis else 1 for axis, size in enumerate(self.shape))
+
+    def clip(self, like: torch.Tensor) -> torch.Tensor | None:
+        """The ceiling, where there is one, with the dtype and device of ``like``; broadcasts against samples."""
+        if self.ceiling is None:
+            return None
+        clip = torch.tensor(self.ceiling, dtype=like.dtype, device=like.device)
+        return clip if clip.dim() == 0 else clip.reshape(self.channel_shape())
 
 
 @dataclass(frozen=True, eq=False)

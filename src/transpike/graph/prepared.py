@@ -23,24 +23,26 @@ from transpike.errors import PlanError
 from transpike.graph.quantised import qcfs
 from transpike.graph.roles import rectifier_ceiling
 
-__all__ = ["AtCall", "Prepared", "intercepted"]
+__all__ = ["AtCall", "Prepared", "channel_shape", "intercepted"]
 
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 
-# what takes the place of a rectifier: number of the call, pre-activation, upper clip (None: none) -> activation
-AtCall = Callable[[int, torch.Tensor, float | None], torch.Tensor]
+# what takes the place of a rectifier: number of the call, pre-activation, upper clip (None: none), axis of the channels
+AtCall = Callable[[int, torch.Tensor, float | None, int], torch.Tensor]
 
 
 class Prepared(nn.Module):
     """The user's network (``network``, a deep copy) with quantising activations of ``levels`` levels.
 
-    ``ceilings[i]`` belongs to the i-th rectifier call of a forward pass. Without values they are found in the first pass,
-    which must come before an optimiser asks for the parameters.
+    ``ceilings[i]`` belongs to the i-th rectifier call of a forward pass: a scalar, or one for every channel in a shape that
+    broadcasts against the activation (C x 1 x 1 after a convolution). Without values they are found in the first pass, which
+    must come before an optimiser asks for the parameters.
 
     Args:
         network: any network; copied.
         levels: L, at least 1.
-        ceilings: initial values, activation units, one per rectifier call; None: found by the first pass, all ``initial``.
+        ceilings: initial values, activation units, for every rectifier call; None: found by the first pass, all ``initial``.
+        per_channel: a ceiling for every channel, where the first pass makes them.
         average_pooling: average pooling in the place of max pooling, with the same kernel, stride and padding.
         initial: where no values are given (8 in the authors' code); a clip of the rectifier's own is not exceeded.
     """
@@ -49,15 +51,16 @@ class Prepared(nn.Module):
         self,
         network: nn.Module,
         levels: int,
-        ceilings: Iterable[float] | None = None,
+        ceilings: Iterable[float | torch.Tensor] | None = None,
         *,
+        per_channel: bool = True,
         average_pooling: bool = False,
         initial: float = 8.0,
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
         self.levels, self.average_pooling, self.initial = levels, average_pooling, initial
-        self.ceilings = nn.ParameterList()
+        self.per_channel, self.ceilings = per_channel, nn.ParameterList()
         for value in ceilings or ():
             self._add(value)
         self._found = ceilings is not None
@@ -77,13 +80,14 @@ class Prepared(nn.Module):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         calls = 0
 
-        def at_call(i: int, z: torch.Tensor, clip: float | None) -> torch.Tensor:
+        def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
             nonlocal calls
             calls = i + 1
             if i == len(self.ceilings):
                 if self._found:
                     raise PlanError(self._changed(f"at least {calls}"))
-                self._add(self.initial if clip is None else min(clip, self.initial))
+                shape = channel_shape(z, axis) if self.per_channel else ()
+                self._add(torch.full(shape, self.initial if clip is None else min(clip, self.initial)))
             return qcfs(z, self.ceilings[i], self.levels)
 
         with intercepted(at_call, self.average_pooling):
@@ -123,13 +127,13 @@ class Prepared(nn.Module):
         if not self._found:
             values = [x for name, x in state_dict.items() if name.startswith(f"{prefix}ceilings.")]
             for value in values:
-                self._add(value.item())
+                self._add(value)
             self._found = bool(values)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _add(self, value: float) -> None:
+    def _add(self, value: float | torch.Tensor) -> None:
         like = next(self.network.parameters(), torch.empty(0))
-        self.ceilings.append(nn.Parameter(torch.tensor(value, dtype=like.dtype, device=like.device)))
+        self.ceilings.append(nn.Parameter(torch.as_tensor(value).detach().to(like, copy=True)))
 
     def _changed(self, calls: str) -> str:
         return (
@@ -138,8 +142,15 @@ class Prepared(nn.Module):
         )
 
 
+def channel_shape(z: torch.Tensor, axis: int) -> tuple[int, ...]:
+    """The shape in which one value per channel broadcasts against ``z``: C x 1 x 1 for channels in the axis 1 of 4."""
+    return (z.shape[axis], *[1] * (z.dim() - axis - 1))
+
+
 class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with intercepted(...)`
     """Let ``at_call`` take the place of every rectifier call inside the context, numbered from 0.
+
+    Channels lie in axis 1, but in the last after a linear layer or a layer norm.
 
     Args:
         at_call: what takes its place. average_pooling: average pooling in the place of max pooling.
@@ -147,7 +158,7 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
 
     def __init__(self, at_call: AtCall, average_pooling: bool = False) -> None:
         super().__init__()
-        self._at_call, self._average, self._calls = at_call, average_pooling, 0
+        self._at_call, self._average, self._calls, self._last = at_call, average_pooling, 0, False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -155,15 +166,21 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
         options = dict(kwargs or {})
         if self._average and func in _POOLS:
             return _average_pool(func, args, options)
+        self._last = func in _CHANNELS_LAST or (self._last and func not in _CHANNELS_FIRST)
         found = _rectifier(func, args, options)
         if found is None:
             return func(*args, **options)
         z, clip, in_place = found
+        axis = z.dim() - 1 if self._last else min(1, z.dim() - 1)
         number, self._calls = self._calls, self._calls + 1
         if not in_place:
-            return self._at_call(number, z, clip)
-        return z.copy_(self._at_call(number, z.clone(), clip))  # the old values are needed for the gradients
+            return self._at_call(number, z, clip, axis)
+        return z.copy_(self._at_call(number, z.clone(), clip, axis))  # the old values are needed for the gradients
 
+
+_CHANNELS_LAST = {F.linear, F.layer_norm}
+_CHANNELS_FIRST = {getattr(owner, f"conv{kind}{d}d") for owner in (torch, F) for kind in ("", "_transpose") for d in (1, 2, 3)}
+_CHANNELS_FIRST |= {F.batch_norm, torch.flatten, torch.reshape, torch.Tensor.flatten, torch.Tensor.reshape, torch.Tensor.view}
 
 # how each rectifier names its arguments: input first, then the options of the captured operation
 _RECTIFIERS: Mapping[str, tuple[str, tuple[str, ...], tuple[Any, ...]]] = {

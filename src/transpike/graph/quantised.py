@@ -2,14 +2,14 @@
 
     h(z) = lambda clip(floor(z L / lambda + 1/2) / L, 0, 1)
 
-It is an operation of torch's own kind, so export keeps it whole and `capture` sees a site. It is computed as the parallel
-neuron counts, ``n = clip(floor((L z + lambda / 2) / lambda), 0, L)`` and ``h = n (lambda / L)``, in this order of roundings:
-on equal ``z`` level and spike count are equal to the bit, ties included.
+A ceiling is a scalar, or one for every channel. The activation is an operation of torch's own kind, so export keeps it whole
+and `capture` sees a site. It is computed as the parallel neuron counts, ``n = clip(floor((L z + lambda / 2) / lambda), 0, L)``
+and ``h = n (lambda / L)``, in this order of roundings: on equal ``z`` level and spike count are equal to the bit, ties included.
 
 Gradients are straight-through (the derivative of floor is 1), with the boundaries of floor, then clip:
 
     dh/dz = 1 where -lambda/(2L) <= z < lambda + lambda/(2L), else 0
-    dh/dlambda = (h - z) / lambda there, 1 above, 0 below
+    dh/dlambda = (h - z) / lambda there, 1 above, 0 below (summed over all that share the ceiling)
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347 (the variant of the authors' first code).
@@ -19,7 +19,8 @@ ceiling only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,16 +46,18 @@ def qcfs(z: torch.Tensor, ceiling: torch.Tensor, levels: int) -> torch.Tensor:
     """The quantised activation.
 
     Args:
-        z: pre-activations, any shape. ceiling: lambda, a scalar, activation units. levels: L.
+        z: pre-activations, any shape.
+        ceiling: lambda, activation units: a scalar, or per channel in a shape that broadcasts (C x 1 x 1 after a convolution).
+        levels: L.
     """
     top = guarded(ceiling)
     if not _on_cpu(z, top):
         return _level(z, top, levels).clamp_(0, levels).mul_(top / levels)
     z = _dense(z)
     out = torch.empty_like(z)
-    number = _flat(z).dtype.type
+    view = _grouped(z, top)
     with _threads(z.numel()):
-        quantise(_flat(z), _flat(out), number(top.item()), number(levels))
+        quantise(view(z), view(out), _array(top), view(z).dtype.type(levels))
     return out
 
 
@@ -82,10 +85,10 @@ def _gradients(
         return _plain_gradients(z, top, grad, levels)
     z = _dense(z)
     grad = grad if grad.stride() == z.stride() else torch.empty_like(z).copy_(grad)
-    for_z, number = torch.empty_like(z), _flat(z).dtype.type
+    for_z, view = torch.empty_like(z), _grouped(z, top)
     with _threads(z.numel()):
-        total = straight_through(_flat(z), _flat(grad), _flat(for_z), number(top.item()), number(levels))
-    return for_z, torch.full_like(ceiling, total)
+        sums = straight_through(view(z), view(grad), view(for_z), _array(top), view(z).dtype.type(levels))
+    return for_z, torch.from_numpy(sums).to(ceiling.dtype).reshape(ceiling.shape)
 
 
 @_gradients.register_fake
@@ -98,7 +101,7 @@ def _plain_gradients(z: torch.Tensor, top: torch.Tensor, grad: torch.Tensor, lev
     above = n > levels
     inside = (n >= 0) & ~above
     slope = torch.where(inside, n / levels - z / top, above.to(z.dtype))
-    return grad * inside, (grad * slope).sum().to(top.dtype).reshape(top.shape)
+    return grad * inside, (grad * slope).sum_to_size(top.shape).to(top.dtype)
 
 
 def _straight_through(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -118,9 +121,17 @@ def _dense(z: torch.Tensor) -> torch.Tensor:
     return z if torch.empty_like(z).stride() == z.stride() else z.contiguous()
 
 
-def _flat(z: torch.Tensor) -> Any:
-    """The elements of a dense tensor in memory order."""
-    return z.detach().as_strided((z.numel(),), (1,)).numpy()
+def _array(x: torch.Tensor) -> Any:
+    return x.detach().reshape(-1).numpy()
+
+
+def _grouped(z: torch.Tensor, top: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+    """How tensors laid out in memory as ``z`` are seen as outer x groups x inner, a group for every ceiling."""
+    order = sorted(range(z.dim()), key=lambda axis: -z.stride(axis))
+    sizes = [z.shape[axis] for axis in order]
+    at = max(1, len(sizes) - 2) if top.numel() == 1 else order.index(z.dim() - top.dim())
+    shape = (math.prod(sizes[:at]), top.numel(), math.prod(sizes[at:]) // top.numel())
+    return lambda x: x.detach().permute(order).reshape(shape).numpy()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def from_header(data: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> 
         tuple(_read_node(node) for node in data["prefix"]),
         tuple(_read_node(node) for node in data["body"]),
         _decode(data["outputs"]),
-        tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"]),
+        tuple(_read_site(site) for site in data["sites"]),
         params,
     )
 
@@ -52,6 +52,11 @@ def _input(value: Input) -> dict[str, Any]:
 def _site(site: Site) -> dict[str, Any]:
     """Without ``levels`` where there are none, as files had it before there were any."""
     return {key: value for key, value in dataclasses.asdict(site).items() if key != "levels" or value is not None}
+
+
+def _read_site(data: Mapping[str, Any]) -> Site:
+    tuples: dict[str, Any] = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    return Site(**{**data, **tuples})
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Inspection:
         if not self.sites:
             lines.append("  nothing in it spikes: it has no ReLU (or clipped ReLU) that depends on the input")
         for site in self.sites:
-            clip = "" if site["ceiling"] is None else f"  clip {site['ceiling']:g}"
+            clip = "" if site["ceiling"] is None else f"  clip {_range(site['ceiling'])}"
             theta = "" if site["threshold"] is None else "  threshold {:.4g} .. {:.4g}".format(*site["threshold"])
             lines.append(f"    {site['name']:<44} {'x'.join(map(str, site['shape'])):>14}{clip}{theta}")
         if self.analog:
@@ -53,6 +53,10 @@ class Inspection:
             lines += [f"    {op['op']:<36} {op['path']}  {op['share']:.1%} of the operations" for op in self.analog]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _range(ceiling: float | tuple[float, ...]) -> str:
+    return f"{min(ceiling):.4g} .. {max(ceiling):.4g}" if isinstance(ceiling, tuple) else f"{ceiling:g}"
 
 
 def inspect(network: SpikingNetwork | Graph) -> Inspection:

@@ -66,7 +66,17 @@ def refined(method: Any, plan: Plan, samples: int, notes: Iterable[str] = (), **
 
 def rectify(site: Site, z: torch.Tensor) -> torch.Tensor:
     """The site's activation function, in place."""
-    return z.clamp_(min=0) if site.ceiling is None else z.clamp_(0, site.ceiling)
+    z.clamp_(min=0)
+    clip = site.clip(z)
+    return z if clip is None else z.clamp_(max=clip)
+
+
+def clip_beside(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+    """The site's ceiling, where there is one, in a shape that goes with a parameter (scalar, per channel or per unit)."""
+    clip = site.clip(x)
+    if clip is None or clip.dim() == 0:
+        return clip
+    return clip.reshape(-1) if x.numel() in (1, site.channels) else clip.expand(site.shape)
 
 
 def watch(graph: Graph, batches: Iterable[Any], look: Callable[[Site, torch.Tensor], None]) -> int:
@@ -178,8 +188,9 @@ def to_plan(
             fallback = threshold.max() if bool((threshold > 0).any()) else torch.ones_like(threshold)
             threshold = torch.where(threshold <= 0, fallback, threshold)
         cap = method.cap if caps is None else caps[site.name]
-        if site.ceiling is not None:
-            threshold = threshold.clamp(max=site.ceiling / (cap or 1))
+        clip = clip_beside(site, threshold)
+        if clip is not None:
+            threshold = torch.minimum(threshold, clip / (cap or 1))
         sites[site.name] = SiteParams(threshold, threshold * method.v_init, cap=cap, signed=method.signed)
     metadata = {
         "method": type(method).__name__,

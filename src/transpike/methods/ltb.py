@@ -71,8 +71,9 @@ class LTB:
         cut: dict[str, float] = {}  # share of the activation that the last batch lost
 
         def balance(site: Site, z: torch.Tensor) -> torch.Tensor:
-            if site.ceiling is not None:
-                z = z.clamp_(max=site.ceiling)
+            clip = site.clip(z)
+            if clip is not None:
+                z = z.clamp_(max=clip)
             x = collapse(site, z, self.granularity)
             old = theta.get(site.name)
             old = torch.zeros(x.shape[1], device=z.device, dtype=z.dtype) if old is None else old

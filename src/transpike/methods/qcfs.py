@@ -10,8 +10,9 @@ epochs), `fit` reads the ceilings of the trained one.
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347.
-Departures: max pooling stays unless ``average_pooling`` asks for the paper's averages; ceilings start from data instead of
-at 8; the gradients are those of the authors' first code, see `transpike.graph.quantised`.
+Departures: every channel has a ceiling of its own (``granularity``; the paper has one for a layer); max pooling stays unless
+``average_pooling`` asks for the paper's averages; ceilings start from data instead of at 8; the gradients are those of the
+authors' first code, see `transpike.graph.quantised`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import nn
 from transpike.errors import PlanError
 from transpike.graph.batches import call_arguments, peek
 from transpike.graph.ir import Graph, Site
-from transpike.graph.prepared import Prepared, intercepted
+from transpike.graph.prepared import Prepared, channel_shape, intercepted
 from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
 from transpike.methods._statistics import quantisation_errors
 from transpike.spiking.plan import Granularity, Plan
@@ -44,6 +45,7 @@ class QCFS:
 
     Args:
         levels: L, the levels of the activation while training.
+        granularity: what shares a ceiling while training: a channel, or a layer as in the paper.
         average_pooling: train with average pooling in the place of max pooling, as the paper does.
         v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
         cap: most spikes of a neuron in one step (None: no limit).
@@ -53,6 +55,7 @@ class QCFS:
     prepared_only: ClassVar[bool] = True  # it reads what training found
 
     levels: int = 8
+    granularity: Granularity = Granularity.CHANNEL
     average_pooling: bool = False
     v_init: float = 0.5
     cap: int | None = 1
@@ -97,16 +100,20 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
         The network to train, in the mode of ``model``.
     """
     _check(method)
+    per_channel = method.granularity is Granularity.CHANNEL
     if isinstance(model, Prepared):
-        ceilings = [value.item() for value in model.ceilings] or None
-        return Prepared(model.network, method.levels, ceilings, average_pooling=method.average_pooling)
-    ceilings = None if batches is None else _start(model, method, batches)
-    return Prepared(model, method.levels, ceilings, average_pooling=method.average_pooling)
+        ceilings = list(model.ceilings) or None
+        model, per_channel = model.network, model.per_channel
+    else:
+        ceilings = None if batches is None else _start(model, method, batches)
+    return Prepared(model, method.levels, ceilings, per_channel=per_channel, average_pooling=method.average_pooling)
 
 
 def _check(method: QCFS) -> None:
     if method.levels < 1:
         raise PlanError(f"QCFS(levels={method.levels}): levels is at least 1")
+    if method.granularity is Granularity.UNIT:
+        raise PlanError("QCFS(granularity='unit'): a channel or a layer shares a ceiling")
     check_neurons(method)
 
 
@@ -115,24 +122,34 @@ def _raise_to_largest(site: Site, a: torch.Tensor, largest: dict[str, torch.Tens
     largest[site.name] = torch.maximum(largest.get(site.name, here), here)
 
 
-def _start(model: nn.Module, method: QCFS, batches: Any) -> list[float]:
-    """For every rectifier call the ceiling of least squared quantisation error on the data."""
+def _start(model: nn.Module, method: QCFS, batches: Any) -> list[torch.Tensor]:
+    """For every rectifier call the ceilings of least squared quantisation error on the data, in the shape they broadcast.
+
+    A channel that is silent on the data gets the largest ceiling of its call.
+    """
     model = copy.deepcopy(model).eval()
     _, batches = peek(batches)
-    largest: dict[int, float] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    largest: dict[int, Any] = {}
     errors: dict[int, Any] = {}
     levels, shift = np.float32(method.levels), np.float32(0.5)
 
-    def find_largest(i: int, z: torch.Tensor, clip: float | None) -> torch.Tensor:
+    def grouped(z: torch.Tensor, axis: int) -> Any:
+        """outer x groups x inner"""
+        groups = z.shape[axis] if method.granularity is Granularity.CHANNEL else 1
+        outer = z.shape[:axis].numel() if groups > 1 else 1
+        return z.float().cpu().reshape(outer, groups, -1).contiguous().numpy()
+
+    def find_largest(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
         a = z.clamp(0, clip)
-        largest[i] = max(largest.get(i, 0.0), float(a.max()))
+        shapes[i] = channel_shape(z, axis) if method.granularity is Granularity.CHANNEL else ()
+        largest[i] = np.maximum(largest.get(i, 0), grouped(a, axis).max(axis=(0, 2)))
         return a
 
-    def add_errors(i: int, z: torch.Tensor, clip: float | None) -> torch.Tensor:
+    def add_errors(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
         a = z.clamp(0, clip)
-        x = a.float().cpu().contiguous().numpy().reshape(-1, 1, 1)
-        grid = (largest[i] * _GRID[None]).astype(np.float32)
-        errors[i] = errors.get(i, 0) + quantisation_errors(x, grid, levels, np.float32(1), shift)[0]
+        grid = (largest[i][:, None] * _GRID[None]).astype(np.float32)
+        errors[i] = errors.get(i, 0) + quantisation_errors(grouped(a, axis), grid, levels, np.float32(1), shift)
         return a
 
     for look in (find_largest, add_errors):
@@ -140,4 +157,6 @@ def _start(model: nn.Module, method: QCFS, batches: Any) -> list[float]:
             args, kwargs = call_arguments(model, batch)
             with torch.no_grad(), intercepted(look, method.average_pooling):
                 model(*args, **kwargs)
-    return [float(largest[i] * _GRID[int(errors[i].argmin())]) or 1.0 for i in range(len(largest))]
+    found = [largest[i] * _GRID[errors[i].argmin(1)] for i in range(len(largest))]
+    found = [np.where(ceiling > 0, ceiling, ceiling.max() or 1.0) for ceiling in found]
+    return [torch.from_numpy(ceiling).reshape(shapes[i]) for i, ceiling in enumerate(found)]

@@ -37,7 +37,7 @@ from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
 from transpike.methods._coarsening import coarseness, last, probe, split
-from transpike.methods._observe import check_refines, refined
+from transpike.methods._observe import check_refines, clip_beside, refined
 from transpike.methods._pareto import pareto_front
 from transpike.methods._sensitivity import Bench, Measured
 from transpike.spiking.plan import Plan, SiteParams, expand
@@ -175,8 +175,9 @@ def scaled(site: Site, params: SiteParams, ratio: float) -> SiteParams:
     ``cap x amplitude`` is the most that a neuron can send in one step; it does not pass ``site.ceiling``.
     """
     factor = torch.tensor(ratio, dtype=params.threshold.dtype, device=params.threshold.device)
-    if site.ceiling is not None and params.cap is not None:
-        factor = torch.minimum(factor, (site.ceiling / (params.cap * params.worth)).clamp(min=1))
+    clip = clip_beside(site, params.worth)
+    if clip is not None and params.cap is not None:
+        factor = torch.minimum(factor, (clip / (params.cap * params.worth)).clamp(min=1))
 
     def times(x: torch.Tensor) -> torch.Tensor:
         alike = x.dim() == 0 or factor.dim() == 0 or x.shape == factor.shape
