@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from transpike.convert import convert
+from transpike.convert import build, calibrate
+from transpike.graph.capture import capture
 from transpike.measure.evaluate import evaluate
 from transpike.measure.report import Report, draw, milestones
 from transpike.methods import Method, available
@@ -24,6 +25,7 @@ from transpike.tasks.data import digits
 
 __all__ = ["DigitsNet", "Trial", "comparison", "demo_methods", "digits_net", "run_demo"]
 
+BRIEF = {"LTB": {"iterations": 300}, "Reconstruction": {"iterations": 100}}  # a digit needs less than a photograph
 WEIGHTS = Path(__file__).parent / "assets" / "digits.safetensors"
 
 
@@ -72,18 +74,19 @@ def demo_methods() -> list[Trial]:
     methods = {name: cls for name, cls in ready.items() if cls is not Chain}
     mmse = methods["MMSE"]
     refined = {name for name, cls in methods.items() if getattr(cls, "refines", False)}
-    trials = [Trial(name, Chain(mmse(), cls()) if name in refined else cls()) for name, cls in methods.items()]
+    made = {name: cls(**BRIEF.get(name, {})) for name, cls in methods.items()}
+    trials = [Trial(name, Chain(mmse(), method) if name in refined else method) for name, method in made.items()]
     return [*trials, Trial("MMSE, signed", mmse(signed=True)), Trial("MMSE, signed, cap 4", mmse(steps=8, cap=4, signed=True))]
 
 
 def run_demo(folder: Path, steps: int = 64, done: Callable[[Trial, Report], object] | None = None) -> Mapping[str, Report]:
     """Convert the digits network with every method, measure each, write reports and curves into ``folder``."""
-    net = digits_net()
     calibration = list(DataLoader(digits("train"), batch_size=100))
     test = list(DataLoader(digits("test"), batch_size=450))
+    graph = capture(digits_net(), calibration[0][0])
     reports: dict[str, Report] = {}
     for trial in demo_methods():
-        report = evaluate(convert(net, trial.method, calibration), test, steps)
+        report = evaluate(build(graph, calibrate(graph, trial.method, calibration)), test, steps)
         reports[trial.name] = report
         report.save(folder / trial.name.lower().replace(", ", "-").replace(" ", "-"))
         if done is not None:

@@ -200,7 +200,7 @@ def test_another_number_of_calls_is_an_error() -> None:
 
 
 def test_without_values_the_first_pass_finds_the_ceilings_and_parameters_wait_for_it() -> None:
-    net = Prepared(make("depthwise"), 8)
+    net = Prepared(make("depthwise"), 8, per_channel=True)
     with pytest.raises(PlanError, match="run one batch"):
         torch.optim.SGD(net.parameters(), lr=0.1)
     net(batch_of("depthwise"))
@@ -256,6 +256,6 @@ def test_max_pools_become_averages_of_the_same_windows_if_asked() -> None:
     ],
 )
 def test_channels_lie_where_the_last_layer_put_them(layers: list[nn.Module], shapes: list[tuple[int, ...]]) -> None:
-    net = Prepared(nn.Sequential(*layers).eval(), 4)
+    net = Prepared(nn.Sequential(*layers).eval(), 4, per_channel=True)
     net(torch.randn(2, 3, 7, 7))
     assert [tuple(c.shape) for c in net.ceilings] == shapes

@@ -125,7 +125,7 @@ def test_a_silent_channel_starts_at_the_largest_ceiling_of_its_layer() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 3.0], [0.0, 0.0]]))
         model[0].bias.copy_(torch.tensor([0.0, 0.0, -1.0]))
-    ceilings = prepare(model, QCFS(), [torch.rand(50, 2)]).ceilings[0]
+    ceilings = prepare(model, QCFS(granularity=Granularity.CHANNEL), [torch.rand(50, 2)]).ceilings[0]
     assert ceilings[2] == ceilings[1] > ceilings[0]
 
 

@@ -53,7 +53,7 @@ class Prepared(nn.Module):
         levels: int,
         ceilings: Iterable[float | torch.Tensor] | None = None,
         *,
-        per_channel: bool = True,
+        per_channel: bool = False,
         average_pooling: bool = False,
         initial: float = 8.0,
     ) -> None:

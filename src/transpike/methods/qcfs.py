@@ -10,9 +10,9 @@ epochs), `fit` reads the ceilings of the trained one.
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347.
-Departures: every channel has a ceiling of its own (``granularity``; the paper has one for a layer); max pooling stays unless
-``average_pooling`` asks for the paper's averages; ceilings start from data instead of at 8; the gradients are those of the
-authors' first code, see `transpike.graph.quantised`.
+Departures: every channel may have a ceiling of its own (``granularity``); max pooling stays unless ``average_pooling`` asks for
+the paper's averages; ceilings start from data instead of at 8; the gradients are those of the authors' first code, see
+`transpike.graph.quantised`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class QCFS:
 
     Args:
         levels: L, the levels of the activation while training.
-        granularity: what shares a ceiling while training: a channel, or a layer as in the paper.
+        granularity: what shares a ceiling while training: a layer as in the paper, or a channel.
         average_pooling: train with average pooling in the place of max pooling, as the paper does.
         v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
         cap: most spikes of a neuron in one step (None: no limit).
@@ -55,7 +55,7 @@ class QCFS:
     prepared_only: ClassVar[bool] = True  # it reads what training found
 
     levels: int = 8
-    granularity: Granularity = Granularity.CHANNEL
+    granularity: Granularity = Granularity.LAYER
     average_pooling: bool = False
     v_init: float = 0.5
     cap: int | None = 1
