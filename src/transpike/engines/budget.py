@@ -17,6 +17,7 @@ from transpike.spiking.plan import Plan
 __all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
 
 _CACHE_BYTES = 16 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
+_ASIDE = 16  # one part in so many of the memory allowed is left to what libraries and the allocator keep for themselves
 _GPU_SHARE = 32  # on a GPU it takes this part of the memory: enough work for a launch, room for what is alive beside it
 
 
@@ -125,12 +126,13 @@ def chunking(
         return per_chunk, max(1, min(samples, frames // per_chunk))
     needs = _Needs.of(graph, plan, steps, itemsize, numbers)
     results = 0 if samples == 1 else samples * needs.result
-    free = max_memory - needs.fixed - results
+    allowed = max_memory - max_memory // _ASIDE
+    free = allowed - needs.fixed - results
     if free < needs.state + needs.frame:
-        fitting = (max_memory - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
+        fitting = (allowed - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
         raise MemoryBudgetError(
             f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(results)} and one sample "
-            f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)}: "
+            f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)} less 1/{_ASIDE} for libraries: "
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )
     fitting = (free - needs.state) // max(1, needs.frame)
