@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/transpike demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check $(CHECKED)
