@@ -42,14 +42,14 @@ def test_the_one_with_the_least_error_on_samples_held_out_is_fitted_to_all(name:
     ann = forward(graph, [data[:30]])
     errors = {}
     for parts in method.candidates():
-        net = transpike.build(graph, Chain(*parts).fit(graph, [data[30:]]))
+        net = transpike.build(graph, Chain(*parts).fit(graph, [data[30:50], *data[50:].split(50)]))
         snn = transpike.simulate(net, data[:30], steps).readout()
         gap, full = (y - y.mean(1, keepdim=True) for y in (snn - ann, ann))  # softmax does not see what all classes share
         errors[parts] = float(gap.square().sum() / full.square().sum())
     assert [entry["error"] for entry in plan.metadata["tried"]] == pytest.approx(list(errors.values()), rel=1e-4)
     best = min(errors, key=lambda parts: errors[parts])
     assert [part["method"] for part in plan.metadata["chosen"]] == [type(part).__name__ for part in best]
-    wanted = Chain(*best).fit(graph, [data])
+    wanted = Chain(*best).fit(graph, data.split(50))
     for key, x in wanted.tensors().items():
         torch.testing.assert_close(plan.tensors()[key], x, rtol=1e-5, atol=1e-6)
 

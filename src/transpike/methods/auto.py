@@ -5,7 +5,8 @@
 on samples that no candidate was calibrated on, after T steps; then the best is fitted to all samples. The candidates are
 chains of methods, from few to many:
 
-    plain       MaxNorm; MMSE, alone, with a bias for every channel, and then a potential for every unit, added or replaced
+    plain       MaxNorm, alone and with a bias for every channel; LTB with such a bias; MMSE, alone, with a bias for every
+                channel, and then a potential for every unit, added or replaced
     bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
@@ -30,6 +31,7 @@ from transpike.methods._observe import settings
 from transpike.methods._sensitivity import Bench
 from transpike.methods.advanced_calibration import AdvancedCalibration
 from transpike.methods.light_calibration import LightCalibration
+from transpike.methods.ltb import LTB
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
 from transpike.methods.parallel import Calibration, Parallel
@@ -39,6 +41,7 @@ from transpike.spiking.plan import Plan
 __all__ = ["Auto"]
 
 _Parts = tuple[Method, ...]
+_BALANCING = 300  # iterations: at few steps more bring nothing
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Auto:
         if self.signed or self.cap > 1:
             return (thresholds,), (thresholds, light)
         potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
-        return (MaxNorm(),), (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
+        others = (MaxNorm(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
+        return *others, (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
 
 
 def _fitted(parts: _Parts, graph: Graph, data: Batches, known: dict[_Parts, Plan]) -> Plan:
