@@ -42,7 +42,7 @@ def _about_fields(doc: str) -> dict[str, str]:
 
 
 def accuracy_table(rows: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Top-1 by steps, plain and delayed."""
+    """Top-1 by steps, plain and delayed; parallel neurons have sent all they have to say only after the last step."""
     lines = [
         "| conversion | read-out | " + " | ".join(map(str, STEPS)) + " | images |",
         "|---|---|" + "---:|" * (len(STEPS) + 1),
@@ -50,7 +50,7 @@ def accuracy_table(rows: dict[str, Any], *, prefix: str = "") -> list[str]:
     for name, row in rows.items():
         if not name.startswith(prefix):
             continue
-        for window in ("plain", "delayed"):
+        for window in ("plain",) if name.removeprefix(prefix).strip().startswith("Parallel") else ("plain", "delayed"):
             curve = row["curves"][window]
             cells = " | ".join(f"{curve[t - 1]:.2f}" if t <= len(curve) else "" for t in STEPS)
             lines.append(f"| {name.removeprefix(prefix).strip()} | {window} | {cells} | {row['samples']} |")
@@ -216,6 +216,46 @@ arXiv:2106.06984). Training-free parallel neurons, ResNet-34 on ImageNet, 16 / 3
 """
 
 
+# what neurons of the board's rows may do, and the row in which `Auto` may do the same
+KINDS = {
+    "plain": "Auto cap 1 unsigned",
+    "signed": "Auto cap 1",
+    "bursts": "Auto unsigned",
+    "bursts, signed": "Auto",
+    "parallel": "Auto parallel",
+}
+
+
+def best_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What each kind of neuron reaches at a number of steps, the chain that does it, and beside it what `Auto` chose."""
+    times = (4, 8, 16, 32)
+    lines = ["| neurons | " + " | ".join(f"best at {t} | Auto" for t in times) + " |", "|---|" + "---:|" * (2 * len(times))]
+    for kind, auto in KINDS.items():
+        cells = []
+        for t in times:
+            made = [
+                row for row in rows if "plain" in row and (row["steps"] == t or (row["steps"] > t and row["steps"] not in times))
+            ]
+            mine = [row for row in made if _kind(row["chain"]) == kind]
+            best = max(mine, key=lambda row: row["plain"][t - 1], default=None)
+            chosen = next((row for row in made if row["chain"] == auto), None)
+            cells.append("" if best is None else f"{best['plain'][t - 1]:.1f} {best['chain']}")
+            cells.append("" if chosen is None else f"{chosen['plain'][t - 1]:.1f}")
+        if any(cells):
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _kind(chain: str) -> str:
+    """What the neurons of a row may do; "" for those of `Auto` and for neurons that fire twice."""
+    if chain.startswith("Auto") or "OffsetSpikes" in chain:
+        return ""
+    if chain.startswith("Parallel"):
+        return "parallel"
+    bursts, signed = "cap" in chain or "AdaFire" in chain, "signed" in chain
+    return "bursts, signed" if bursts and signed else "bursts" if bursts else "signed" if signed else "plain"
+
+
 def board_page() -> str:
     """docs/board.md: one table a network."""
     rows = read("board").get("rows", {}).values()
@@ -227,6 +267,8 @@ def board_page() -> str:
             f"## {case}",
             "",
             f"ANN {first['ann']:.2f} % on the {first['samples']} images, {first['calibration']} calibration images.",
+            "",
+            *best_table(mine),
             "",
             "| conversion | T | "
             + " | ".join(map(str, STEPS))

@@ -5,8 +5,8 @@
 on samples that no candidate was calibrated on, after T steps; then the best is fitted to all samples. The candidates are
 chains of methods, from few to many:
 
-    plain       MaxNorm, alone and with a bias for every channel; LTB with such a bias; MMSE, alone, with a bias for every
-                channel, and then a potential for every unit, added or replaced
+    plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias,
+                and then a potential for every unit, added or replaced
     bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
@@ -35,6 +35,7 @@ from transpike.methods.ltb import LTB
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.mmse import MMSE
 from transpike.methods.parallel import Calibration, Parallel
+from transpike.methods.percentile import Percentile
 from transpike.methods.reconstruction import Reconstruction
 from transpike.spiking.plan import Plan
 
@@ -93,7 +94,7 @@ class Auto:
         if self.signed or self.cap > 1:
             return (thresholds,), (thresholds, light)
         potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
-        others = (MaxNorm(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
+        others = (MaxNorm(),), (Percentile(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
         return *others, (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
 
 
