@@ -132,7 +132,8 @@ def chunking(
         fitting = (allowed - needs.fixed - needs.state - needs.frame) // max(1, needs.result)
         raise MemoryBudgetError(
             f"{graph.name}: the results of {samples} samples x {steps} steps take {_mib(results)} and one sample "
-            f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)} less 1/{_ASIDE} for libraries: "
+            f"on its way {_mib(needs.fixed + needs.state + needs.frame)}, more than max_memory = {_mib(max_memory)} "
+            f"less 1/{_ASIDE} for libraries: "
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )
     fitting = (free - needs.state) // max(1, needs.frame)

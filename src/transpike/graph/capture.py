@@ -234,6 +234,7 @@ def _translate(
     nodes: list[Node] = []
     random: Counter[str] = Counter()
     stateful: list[str] = []
+    fixed = {fx_name for fx_name, ours in names.items() if ours in params}  # what depends on parameters alone
     for fx in program.graph.nodes:
         if fx.op != "call_function" or is_symbolic(fx.meta.get("val")) or not is_data(fx):
             continue
@@ -244,7 +245,9 @@ def _translate(
             continue
         if is_random(fx, op):
             random[f"{op} in {path or 'the model'}"] += 1
-        if base_name(op) in _STATEFUL_NORMS:
+        if fx.all_input_nodes and all(source.name in fixed for source in fx.all_input_nodes):
+            fixed.add(fx.name)
+        elif base_name(op) in _STATEFUL_NORMS:
             stateful.append(path)
         if base_name(op) == "aten.as_strided":
             problems.append(f"{op} in {path or 'the model'} depends on the layout of memory: write it with view, unfold or slices")

@@ -1,7 +1,7 @@
 """Pure functions from graph to graph: what capture leaves is brought to the one form that all else relies on.
 
-1. drop operations that do nothing; 2. fold batch norm into its neighbour; 3. place max pooling;
-4. split what depends on the input alone (prefix) from what varies in time (body), give roles, name the sites.
+1. drop operations that do nothing, compute what depends on parameters alone; 2. fold batch norm into its neighbour;
+3. place max pooling; 4. split what depends on the input alone (prefix) from what varies in time (body), give roles, name the sites.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from transpike.graph.constants import compute_constants
 from transpike.graph.fold import lower_batch_norm
 from transpike.graph.ir import BatchSize, Graph, Node, Ref, Role, Site, map_tree, tree_refs
 from transpike.graph.quantised import QUANTISED, guarded
@@ -37,7 +38,7 @@ class Pooling(enum.Enum):
 def normalise(graph: Graph, pooling: Pooling) -> Graph:
     """All passes in order."""
     graph = drop_no_ops(graph)
-    graph = drop_unused(pick_results(graph))
+    graph = drop_unused(compute_constants(pick_results(graph)))
     graph = lower_batch_norm(graph)
     graph = place_pooling(graph, pooling)
     return split_and_name(drop_unused(graph))
