@@ -28,6 +28,8 @@ class Standardised(nn.Conv2d):
 class Positions(nn.Module):
     """A table that is looked up, and given to every sample."""
 
+    index: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(3, 5))
@@ -61,7 +63,7 @@ def test_looked_up_tables_are_parameters_but_what_depends_on_the_number_of_sampl
     torch.manual_seed(0)
     model = nn.Sequential(Positions(), nn.ReLU(), nn.Linear(5, 2)).eval()
     graph = capture(model, torch.randn(2, 4, 5))
-    assert any(x.shape == (4, 5) for x in graph.params.values()) and not any("exp" in node.op for node in graph.nodes)
+    assert any(x.shape == (4, 5) for x in graph.params.values()) and not any(node.op == "aten.exp.default" for node in graph.nodes)
     for n in (1, 3):
         x = torch.randn(n, 4, 5)
         with torch.no_grad():
