@@ -16,13 +16,17 @@ from transpike.graph.interpret import forward
 from transpike.methods.max_norm import MaxNorm
 
 
-class Standardised(nn.Conv2d):
+class Standardised(nn.Module):
     """As in networks without normalisation: each filter has mean 0 and variance 1, by batch norm of the weight."""
 
+    def __init__(self, inside: int, outside: int, size: int, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inside, outside, size, padding=padding)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.weight.reshape(1, self.out_channels, -1)
-        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
-        return F.conv2d(x, weight, self.bias, padding=self.padding)
+        rows = self.conv.weight.reshape(1, self.conv.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.conv.weight)
+        return F.conv2d(x, weight, self.conv.bias, padding=self.conv.padding)
 
 
 class Positions(nn.Module):
