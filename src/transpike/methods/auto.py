@@ -1,9 +1,9 @@
 """Auto: the best conversion for a number of steps and the neurons that are allowed; for who names no method.
 
-    plan = argmin over candidates of  E |y_snn - y_ann|^2 / E |y_ann|^2
+    plan = argmin over candidates of  min_c E |c y_snn - y_ann|^2 / E |y_ann|^2
 
-on samples that no candidate was calibrated on, after T steps; then the best is fitted to all samples. The candidates are
-chains of methods, from few to many:
+(c = 1 where outputs are no classes) on samples that no candidate was calibrated on, after T steps; then the best is fitted to
+all samples. The candidates are chains of methods, from few to many:
 
     plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias,
                 and then a potential for every unit, added or replaced
@@ -78,7 +78,7 @@ class Auto:
         apart = min(self.held_out, samples // 4)
         bench, others = Bench(graph, data, apart or 1, self.steps), data.after(apart)
         fitted: dict[_Parts, Plan] = {}
-        errors = {parts: bench.measure(_fitted(parts, graph, others, fitted)).error for parts in self.candidates()}
+        errors = {parts: bench.misfit(bench.respond(_fitted(parts, graph, others, fitted))) for parts in self.candidates()}
         best = min(errors, key=lambda parts: errors[parts])
         found = _fitted(best, graph, data, {}) if apart else fitted[best]
         tried = [{"methods": _named(parts), "error": error} for parts, error in errors.items()]
