@@ -249,11 +249,12 @@ def _site(graph: Graph, node: Node, name: str, axis: int) -> Site:
     assert node.shape is not None
     batch = node.batch_axis
     assert batch is not None
-    ceiling, levels = _ceiling(node), None
+    clip, levels = _ceiling(node), None
+    ceiling: float | tuple[float, ...] | None = None if clip is None else float(clip)
     if base_name(node.op) == QUANTISED:
         tops, levels = guarded(graph.params[node.args[1].name]), node.args[2]
-        ceiling = tops.item() if tops.numel() == 1 else tuple(tops.flatten().tolist())
-        axis = axis if tops.numel() == 1 else len(node.shape) - tops.dim()
+        ceiling = tops.item() if tops.dim() == 0 else tuple(tops.flatten().tolist())
+        axis = axis if tops.dim() == 0 else len(node.shape) - tops.dim()
     times = node.batch_times
     lead = (times,) if times > 1 else ()
     rest = [size for i, size in enumerate(node.shape) if i != batch]
@@ -261,7 +262,7 @@ def _site(graph: Graph, node: Node, name: str, axis: int) -> Site:
     shape = (*lead, *(int(size) for size in rest if not isinstance(size, BatchSize)))
     channel = position + len(lead) if shape else 0
     shape = shape or (1,)
-    return Site(name, node.name, shape, min(channel, len(shape) - 1), None if isinstance(ceiling, bool) else ceiling, levels)
+    return Site(name, node.name, shape, min(channel, len(shape) - 1), ceiling, levels)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:

@@ -66,9 +66,8 @@ def refined(method: Any, plan: Plan, samples: int, notes: Iterable[str] = (), **
 
 def rectify(site: Site, z: torch.Tensor) -> torch.Tensor:
     """The site's activation function, in place."""
-    z.clamp_(min=0)
     clip = site.clip(z)
-    return z if clip is None else z.clamp_(max=clip)
+    return z.clamp_(min=0) if clip is None else z.clamp_(torch.zeros_like(clip), clip)
 
 
 def clip_beside(site: Site, x: torch.Tensor) -> torch.Tensor | None:

@@ -107,14 +107,15 @@ class Bench:
 
         Spikes that set in late make a read-out smaller, which no class feels.
         """
-        total = 0.0
-        columns = zip(*self.ann.readouts, strict=True), zip(*response.readouts, strict=True), self._squares
-        for wanted, found, square in zip(*columns, strict=True):
-            pairs = list(zip(wanted, found, strict=True))
-            own, both = sum(_square(b) for _, b in pairs), sum(_square(a + b) - _square(a - b) for a, b in pairs) / 4
-            scale = both / own if _has_classes(wanted[0]) and both > 0 else 1.0
-            total += sum(_square(scale * b - a) for a, b in pairs) / max(square, 1e-30)
-        return total
+        scales = []
+        for wanted, found in zip(zip(*self.ann.readouts, strict=True), zip(*response.readouts, strict=True), strict=True):
+            own, both = (
+                sum(map(_square, found)),
+                sum(_square(a + b) - _square(a - b) for a, b in zip(wanted, found, strict=True)) / 4,
+            )
+            scales.append(both / own if _has_classes(wanted[0]) and both > 0 else 1.0)
+        scaled = [[scale * y for scale, y in zip(scales, row, strict=True)] for row in response.readouts]
+        return self.error(Response(scaled, response.spikes), self.ann)
 
     def table(
         self, plan: Plan, options: Mapping[str, Sequence[SiteParams]], known: Measured, *, limit: float = math.inf

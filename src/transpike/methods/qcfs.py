@@ -129,20 +129,20 @@ def _start(model: nn.Module, method: QCFS, batches: Any) -> list[torch.Tensor]:
     """
     model = copy.deepcopy(model).eval()
     _, batches = peek(batches)
+    per_channel = method.granularity is Granularity.CHANNEL
     shapes: dict[int, tuple[int, ...]] = {}
     largest: dict[int, Any] = {}
     errors: dict[int, Any] = {}
     levels, shift = np.float32(method.levels), np.float32(0.5)
 
     def grouped(z: torch.Tensor, axis: int) -> Any:
-        """outer x groups x inner"""
-        groups = z.shape[axis] if method.granularity is Granularity.CHANNEL else 1
-        outer = z.shape[:axis].numel() if groups > 1 else 1
-        return z.float().cpu().reshape(outer, groups, -1).contiguous().numpy()
+        """outer x groups x inner; the outer ones are shared among threads"""
+        shape = (z.shape[:axis].numel(), z.shape[axis], -1) if per_channel else (-1, 1, 1)
+        return z.float().cpu().reshape(shape).contiguous().numpy()
 
     def find_largest(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
         a = z.clamp(0, clip)
-        shapes[i] = channel_shape(z, axis) if method.granularity is Granularity.CHANNEL else ()
+        shapes[i] = channel_shape(z, axis) if per_channel else ()
         largest[i] = np.maximum(largest.get(i, 0), grouped(a, axis).max(axis=(0, 2)))
         return a
 
