@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import CASES, batch_of, captured, dyadic, eighths, make
+from transpike.engines.emitted import frames_of
 from transpike.engines.event_kernels import events, looked
-from transpike.engines.events import Synapse, frames_of
+from transpike.engines.events import Synapse
 from transpike.engines.executor import Run, simulate
 from transpike.engines.program import Program
 from transpike.engines.vectors import LANES

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.event_kernels import events, spikes
-from transpike.engines.events import Synapse, frames_of
+from transpike.engines.emitted import Emitted, frames_of
+from transpike.engines.event_kernels import SPARE, spikes
+from transpike.engines.events import Synapse
 from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
@@ -79,12 +80,12 @@ class DensePopulation:
         self,
         synapse: Synapse,
         weights: tuple[np.ndarray, np.ndarray],
-        x: torch.Tensor,
-        other: torch.Tensor | None,
+        x: torch.Tensor | Emitted,
+        other: torch.Tensor | Emitted | None,
         steps: int,
         *,
         constant: bool,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Emitted:
         """Spikes times threshold for ``steps`` steps of events: what `advance` gives for the currents of ``synapse``.
 
         Args:
@@ -92,19 +93,26 @@ class DensePopulation:
             weights: laid out by the synapse.
             other: is added to the currents; of samples only if ``constant``.
         """
-        out = torch.empty(steps * self._samples, self._site.units)
-        nothing = np.empty(0, np.float32)
-        cap = np.float32(math.inf if self._params.cap is None else self._params.cap)
-        flat = frames_of(x)
-        with threads_for(out.numel()):
+        frames, several = steps * self._samples, self._params.signed or self._params.cap != 1
+        emitted = Emitted(tuple(self._site.shape), frames, self._worth, several) if synapse.marks else None
+        out = emitted.flat if emitted is not None else torch.empty(frames, self._site.units)
+        nothing, no_bits = np.empty(0, np.float32), np.empty(SPARE, np.uint8)
+        beside, others = no_bits, 0 if other is None else 1 if constant else 2
+        if isinstance(other, Emitted) and emitted is not None and not several and other.flat is None:
+            added, beside, others = _numpy(other.worth), other.bits, 3
+        else:
+            added = nothing if other is None else frames_of(other if isinstance(other, torch.Tensor) else other.numbers())
+        with threads_for(frames * self._site.units):
             spikes(
-                flat,
-                *events(flat, len(x), synapse.geometry),
+                *synapse.seen(x),
                 *weights,
                 synapse.offsets,
-                nothing if other is None else frames_of(other),
-                0 if other is None else 1 if constant else 2,
-                out.view(-1).numpy(),
+                added,
+                beside,
+                others,
+                nothing if out is None else _numpy(out),
+                no_bits if emitted is None else emitted.bits,
+                int(emitted is not None),
                 _numpy(self._v),
                 _numpy(self._sent),
                 _numpy(self._count),
@@ -114,9 +122,12 @@ class DensePopulation:
                 steps,
                 self._samples,
                 synapse.geometry,
-                cap,
+                np.float32(math.inf if self._params.cap is None else self._params.cap),
                 self._params.signed,
             )
+        if emitted is not None:
+            return emitted
+        assert out is not None
         return synapse.logical(out, x.dim())
 
     def spikes(self) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """Event-driven synapses for the CPU: what is 0 costs nothing, what is not adds its weights to the outputs that it meets.
 
-First every pixel's events (the channels that are not 0) become bits of a few words. Then each line of outputs walks along the
-input columns: what they have in common with the line is added in registers, one row of weights for an event.
+Every pixel's events (the channels that are not 0) are a bit each. A line of outputs walks along the input columns: what they have
+in common with the line is added in registers, one row of weights for an event.
 
     I[oy, ox, :] += x[iy, ix, c] * W[ky, kx, c, :]     iy = oy stride + dilation ky - padding, likewise ix
 
-A line takes all steps before the next one begins: potentials, counts and weights stay in the first-level cache. Compiled once by
-numba and cached on disk. Sums are taken in another order than a dense convolution takes them.
+A line takes all steps before the next one begins: potentials, counts and weights stay in the first-level cache. Its neurons fire
+from the same pass and emit bits, which the next synapse reads as they are. Compiled once by numba and cached on disk. Sums are
+taken in another order than a dense convolution takes them.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
@@ -20,13 +21,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from transpike.engines.event_vectors import fire_vectors, line, occupied
+from transpike.engines.event_vectors import fire_vectors, line, numbers_of, occupied, word
 from transpike.engines.vectors import LANES
 
-__all__ = ["Geometry", "currents", "events", "looked", "spikes"]
+__all__ = ["SPARE", "Geometry", "currents", "events", "looked", "numbers", "spikes"]
 
 _PARTS = 64  # of the work, at most: threads take them in turn
 _LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and how many numbers each has
+SPARE = 8  # bytes behind the last pixel's bits: a word is read wherever one begins
 _LOOKERS = 8  # parts in which events are found: each learns anew what they are worth
 
 
@@ -38,8 +40,8 @@ class Geometry(NamedTuple):
         columns, vectors: what a line holds in registers; ``blocks`` times ``vectors`` vectors are all channels of a group.
         taps, hop, step, segment: input columns that an output sees one by one; their distance for neighbouring outputs and for
             neighbouring taps; weights of a tap.
-        words, packed, slots: words of an input column with all rows that a line sees; rows in a word, or the words of a row if
-            it takes several; words of a pixel, all groups.
+        words, packed: words of an input column with all rows that a line sees; rows in a word, 0 where a row takes several.
+        bytes: of an input pixel's bits; each group begins with one of its own.
         bank: weights of a block. nested: do all blocks take a line before the next one?
     """
 
@@ -64,7 +66,7 @@ class Geometry(NamedTuple):
     segment: int
     words: int
     packed: int
-    slots: int
+    bytes: int
     bank: int
     nested: int
 
@@ -83,34 +85,41 @@ def looked(x):
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def events(x, frames, g):
-    """Which channels of ``x`` (frames NHWC, flat) are not 0: bits of each pixel's words, each group begins with one of its own.
+    """Which channels of ``x`` (frames NHWC, flat) are not 0: `Geometry.bytes` of bits for each pixel.
 
     Returns:
-        The words, and what an event of each channel is worth where that is the same for all, else nothing.
+        The bits and `SPARE` bytes, and what an event of each channel is worth where that is the same for all, else nothing.
     """
-    pixels, own, slots = frames * g.height * g.width, g.channels // g.groups, g.slots // g.groups
-    found = np.empty(pixels * g.slots, np.int64)
+    pixels, own = frames * g.height * g.width, g.channels // g.groups
+    found = np.empty(pixels * g.bytes + SPARE, np.uint8)
     parts = min(pixels, _LOOKERS)
     worth, same = np.zeros((parts, g.channels), np.float32), np.ones(parts, np.bool_)
     for part in prange(parts):
         known = worth[part]
         for pixel in range(pixels * part // parts, pixels * (part + 1) // parts):
             for group in range(g.groups):
-                for slot in range(slots):
-                    begin, size = group * own + 64 * slot, min(64, own - 64 * slot)
-                    first = pixel * g.channels + begin
-                    word, new = occupied(x, first, known, begin, size)
-                    for i in range(size - size % LANES, size):
-                        if x[first + i] != 0:
-                            word |= 1 << i
-                            new |= 1 << i
-                    found[pixel * g.slots + group * slots + slot] = word
-                    if new != 0 and same[part]:
-                        same[part] = _learn(x, first, known, begin, size)
+                begin, to = group * own, pixel * g.bytes + group * (g.bytes // g.groups)
+                first = pixel * g.channels + begin
+                new = occupied(x, first, known, begin, own, found, to)
+                for i in range(own - own % LANES, own):
+                    lit = x[first + i] != 0
+                    before = 0 if i % 8 == 0 else found[to + i // 8]
+                    found[to + i // 8] = before | lit << i % 8
+                    new |= lit
+                if new and same[part]:
+                    same[part] = _learn(x, first, known, begin, own)
     for part in range(1, parts):
         if not same[part] or not _learn(worth[part], 0, worth[0], 0, g.channels):
             same[0] = False
     return found, worth[0] if same[0] else np.empty(0, np.float32)
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def numbers(bits, worth, out, frames):
+    """What neurons emit, as numbers (frames NHWC, flat): the worth of each unit where its bit is 1."""
+    units = len(worth)
+    for frame in prange(frames):
+        numbers_of(bits, worth, out, frame * units, units)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -129,31 +138,25 @@ def _learn(x, first, known, begin, size):
 @njit(nogil=True, error_model="numpy")
 def _gather(found, frame, oy, group, g, words):
     """The words of all columns that line ``oy`` of a frame sees, row under row; what lies in the margin stays 0."""
-    own, slots = g.channels // g.groups, g.slots // g.groups
-    span = len(words) // g.words
+    own, span = g.channels // g.groups, len(words) // g.words
     last = min(g.width, span - g.margin)
     for row in range(g.rows):
         y = oy * g.stride + row * g.dilation - g.padding
         inside = 0 <= y < g.height
-        first = ((frame * g.height + y) * g.width) * g.slots + group * slots
-        for slot in range(slots):
-            word = row * slots + slot if g.packed == 0 else row // g.packed
+        first = (frame * g.height + y) * g.width * g.bytes + group * (g.bytes // g.groups)
+        for slot in range((own + 63) // 64):
+            at = row * ((own + 63) // 64) + slot if g.packed == 0 else row // g.packed
             begins, shift = g.packed == 0 or row % g.packed == 0, 0 if g.packed == 0 else row % g.packed * own
-            line = words[word * span + g.margin : word * span + g.margin + last]
+            line = words[at * span + g.margin : at * span + g.margin + last]
+            all_ones = (1 << min(64, own - 64 * slot)) - 1 if own - 64 * slot < 64 else -1
             if begins and not inside:
                 line[:] = 0
-            elif inside and g.slots == 1:
-                there = found[first : first + last]
-                if begins:
-                    for i in range(last):
-                        line[i] = there[i]
-                else:
-                    for i in range(last):
-                        line[i] |= there[i] << shift
+            elif begins:
+                for i in range(last):
+                    line[i] = word(found, first + i * g.bytes + 8 * slot) & all_ones
             elif inside:
                 for i in range(last):
-                    more = found[first + i * g.slots + slot] << shift
-                    line[i] = more if begins else line[i] | more
+                    line[i] |= (word(found, first + i * g.bytes + 8 * slot) & all_ones) << shift
 
 
 @njit(nogil=True, error_model="numpy")
@@ -234,13 +237,17 @@ def currents(x, found, worth, weights, bias, offsets, out, frames, g):
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def spikes(
-    x, found, worth, weights, bias, offsets, other, others, out, v, sent, count, theta, value, extra, steps, samples, g, cap, signed
+    x, found, worth, weights, bias, offsets, other, beside, others, out, bits, marked, v, sent, count, theta, value, extra,
+    steps, samples, g, cap, signed,
 ):  # fmt: skip
     """What neurons behind the synapses emit: ``steps`` frames of each of ``samples``, steps outermost; updates their state.
 
     Args:
         other: another current of the same neurons (frames NHWC, flat); ``others``: 0 where there is none, 1 where it is the
-            same at every step, 2 where it has a frame for each.
+            same at every step, 2 where it has a frame for each, 3 where it is spikes: ``beside`` are their bits, ``other`` is
+            what one of each unit is worth.
+        out: is written, but where ``marked`` neurons fire once at most: then their bits say it all.
+        bits: where neurons emit something (frames NHWC), if they are ``marked``: 1, else 0.
         v, sent, count, theta, value, extra: as for `transpike.engines.kernels.fire`.
     """
     lines, pitch = samples * g.out_height, g.out_width * g.out_channels
@@ -256,37 +263,36 @@ def spikes(
                 frame = t * samples + sample
                 _line(x, found, worth, weights, bias, offsets, frame, oy, block, g, words, sums)
                 to = (frame * g.out_height + oy) * pitch + channel
-                there = to if others == 2 else row * pitch + channel
+                there = to if others >= 2 else row * pitch + channel
                 _fire(
-                    sums, channel, other, there, others > 0, out, to, v, sent, count, row * pitch + channel,
+                    sums, channel, other, there, beside, others, out, to, bits, marked, v, sent, count, row * pitch + channel,
                     theta, value, extra, oy * pitch + channel, pixels, g.out_channels, size, cap, signed, single,
                 )  # fmt: skip
 
 
 @njit(nogil=True, error_model="numpy")
 def _fire(
-    x, at, other, there, added, out, to, v, sent, count, unit, theta, worth, extra, number, pixels, pitch, size, cap, signed, single
+    x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number, pixels, pitch,
+    size, cap, signed, single,
 ):  # fmt: skip
     """One step of ``size`` neurons of each of ``pixels``, ``pitch`` apart; see `transpike.spiking.neurons.step`.
 
-    Their current is ``x``, and ``other`` if ``added``.
+    Their current is ``x``, and what the other synapses give, see `spikes`.
     """
     fire_vectors(
-        x, at, other, there, added, out, to, v, sent, count, unit, theta, worth, extra, number, pixels, pitch, size, cap,
-        signed, single,
+        x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number, pixels,
+        pitch, size, cap, signed, single,
     )  # fmt: skip
     if size % LANES == 0:
         return
     for pixel in range(pixels):
         for i in range(pixel * pitch + size - size % LANES, pixel * pitch + size):
-            current = x[at + i] + other[there + i] if added else x[at + i]
+            current = x[at + i] + other[there + i] if others > 0 else x[at + i]
             m = v[unit + i] + (current + extra[number + i])
             s = np.floor(m / theta[number + i])
             s = min(max(s, -sent[unit + i] if signed else np.float32(0)), cap)
             if signed:
                 sent[unit + i] += s
-            if single:
-                s = np.float32(1) if m >= theta[number + i] else np.float32(0)
             out[to + i] = worth[number + i] * s
             v[unit + i] = m - theta[number + i] * s
             count[unit + i] += abs(s)

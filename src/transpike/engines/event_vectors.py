@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from transpike.engines import vectors as vec
 
-__all__ = ["SHAPES", "fire_vectors", "line", "occupied"]
+__all__ = ["SHAPES", "fire_vectors", "line", "numbers_of", "occupied", "word"]
 
 # vectors of an output pixel that `line` holds at once, by how many neighbouring pixels it holds them of
 SHAPES = {1: (1, 2, 3, 4, 6, 8, 12), 3: (1, 2, 3, 4)}
@@ -21,26 +21,60 @@ _KINDS = 32  # more than a shape's vectors
 
 
 @intrinsic
-def occupied(typingctx, x, first, known, begin, size):
-    """Two words, bit i: is ``x[first + i]`` not 0? And is it neither 0 nor ``known[begin + i]``?
+def occupied(typingctx, x, first, known, begin, size, found, to):
+    """Bits at ``found[to]`` and on, bit i: is ``x[first + i]`` not 0? Returns if any is neither 0 nor ``known[begin + i]``.
 
-    Whole vectors only: ``size`` (at most 64) rounded down.
+    Whole vectors only: ``size`` rounded down.
     """
-    signature = types.UniTuple(types.intp, 2)(x, types.intp, known, types.intp, types.intp)
+    n = types.intp
+    signature = types.boolean(x, n, known, n, n, found, n)
 
     def codegen(context, builder, signature, arguments):
-        x, known = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2))
-        _, first, _, begin, size = arguments
+        x, known, found = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 5))
+        _, first, _, begin, size, _, to = arguments
 
-        def block(i, words):
+        def block(i, carried):
             value = vec.load(builder, x, builder.add(first, i))
             lit = builder.fcmp_unordered("!=", value, vec.floats(0.0))
             new = builder.fcmp_unordered("!=", value, vec.load(builder, known, builder.add(begin, i)))
-            found = (vec.bits(builder, mask) for mask in (lit, builder.and_(lit, new)))
-            return [builder.or_(word, builder.shl(bits, i)) for word, bits in zip(words, found, strict=True)]
+            vec.store_bits(builder, lit, found, builder.add(to, builder.lshr(i, vec.number(3))))
+            return [builder.or_(carried[0], vec.bits(builder, builder.and_(lit, new)))]
 
-        _, words = vec.count_loop(builder, vec.number(0), size, vec.LANES, [vec.number(0)] * 2, block)
-        return context.make_tuple(builder, signature.return_type, words)
+        _, (new,) = vec.count_loop(builder, vec.number(0), size, vec.LANES, [vec.number(0)], block)
+        return builder.icmp_unsigned("!=", new, vec.number(0))
+
+    return signature, codegen
+
+
+@intrinsic
+def word(typingctx, found, at):
+    """64 bits from the byte ``found[at]`` on."""
+    signature = types.int64(found, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        return vec.load_word(builder, vec.pointer(context, builder, signature.args[0], arguments[0]), arguments[1])
+
+    return signature, codegen
+
+
+@intrinsic
+def numbers_of(typingctx, bits, worth, out, to, size):
+    """``out[to + i] = worth[i]`` where bit ``to + i`` is 1, else 0; ``size`` is a multiple of `LANES`."""
+    n = types.intp
+    signature = types.void(bits, worth, out, n, n)
+
+    def codegen(context, builder, signature, arguments):
+        bits, worth, out = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in range(3))
+        to, size = arguments[3:]
+
+        def block(i, _):
+            at = builder.add(to, i)
+            lit = vec.load_bits(builder, bits, builder.lshr(at, vec.number(3)))
+            vec.store(builder, builder.select(lit, vec.load(builder, worth, i), vec.floats(0.0)), out, at)
+            return []
+
+        vec.count_loop(builder, vec.number(0), size, vec.LANES, [], block)
+        return context.get_dummy_value()
 
     return signature, codegen
 
@@ -136,80 +170,109 @@ def line(
 
 @intrinsic
 def fire_vectors(
-    typingctx, x, at, other, there, added, out, to, v, sent, count, unit, theta, worth, extra, number, pixels, pitch, size, cap,
-    signed, single,
+    typingctx, x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number,
+    pixels, pitch, size, cap, signed, single,
 ):  # fmt: skip
     """`_fire` for whole vectors only: ``size`` rounded down."""
     n, flag = types.intp, types.boolean
     signature = types.void(
-        x, n, other, n, flag, out, n, v, sent, count, n, theta, worth, extra, n, n, n, n, types.float32, flag, flag
+        x, n, other, n, beside, n, out, n, bits, n, v, sent, count, n, theta, worth, extra, n, n, n, n, types.float32, flag, flag
     )  # fmt: skip
 
     def codegen(context, builder, signature, arguments):
-        arrays = (0, 2, 5, 7, 8, 9, 11, 12, 13)
-        x, other, out, v, sent, count, theta, worth, extra = (
+        arrays = (0, 2, 4, 6, 8, 10, 11, 12, 14, 15, 16)
+        x, other, beside, out, bits, v, sent, count, theta, worth, extra = (
             vec.pointer(context, builder, signature.args[i], arguments[i]) for i in arrays
         )
-        at, there, added, to, unit, number = (arguments[i] for i in (1, 3, 4, 6, 10, 14))
-        pixels, pitch, size, cap, signed, single = arguments[15:]
-        zero, one = vec.floats(0.0), vec.floats(1.0)
+        at, there, others, to, marked, unit, number = (arguments[i] for i in (1, 3, 5, 7, 9, 13, 17))
+        pixels, pitch, size, cap, signed, single = arguments[18:]
+        zero, one, eight = vec.floats(0.0), vec.floats(1.0), vec.number(3)
 
-        def neurons(spike, add):
+        def byte_of(i):
+            return builder.lshr(i, eight)
+
+        def no_more(current, i, own):
+            return current
+
+        def numbers(current, i, own):
+            return builder.fadd(current, vec.load(builder, other, builder.add(there, i)))
+
+        def spikes(current, i, own):
+            lit = vec.load_bits(builder, beside, byte_of(builder.add(there, i)))
+            return builder.fadd(current, builder.select(lit, vec.load(builder, other, own), zero))
+
+        def neurons(more, emit):
             def block(i, ahead):
                 i = builder.add(i, ahead)
                 state, own = builder.add(unit, i), builder.add(number, i)
-                current = vec.load(builder, x, builder.add(at, i))
-                if add:
-                    current = builder.fadd(current, vec.load(builder, other, builder.add(there, i)))
-                current = builder.fadd(current, vec.load(builder, extra, own))
-                m = builder.fadd(vec.load(builder, v, state), current)
+                current = more(vec.load(builder, x, builder.add(at, i)), i, own)
+                m = builder.fadd(vec.load(builder, v, state), builder.fadd(current, vec.load(builder, extra, own)))
                 limit = vec.load(builder, theta, own)
-                s = spike(m, limit, state)
-                vec.store(builder, builder.fmul(s, vec.load(builder, worth, own)), out, builder.add(to, i))
-                vec.store(builder, builder.fsub(m, builder.fmul(limit, s)), v, state)
-                either = builder.select(builder.fcmp_ordered("<", s, zero), builder.fsub(zero, s), s)
-                vec.store(builder, builder.fadd(vec.load(builder, count, state), either), count, state)
-                return []
+                taken, fired = emit(m, limit, state, own, builder.add(to, i))
+                vec.store(builder, builder.fsub(m, taken), v, state)
+                vec.store(builder, builder.fadd(vec.load(builder, count, state), fired), count, state)
 
             def pixel(k, _):
                 ahead = builder.mul(k, pitch)
-                vec.count_loop(builder, vec.number(0), size, vec.LANES, [], lambda i, _: block(i, ahead))
+
+                def vector(i, _):
+                    block(i, ahead)
+                    return []
+
+                vec.count_loop(builder, vec.number(0), size, vec.LANES, [], vector)
                 return []
 
             vec.count_loop(builder, vec.number(0), pixels, 1, [], pixel)
 
-        def once(m, limit, state):
-            return builder.select(builder.fcmp_ordered(">=", m, limit), one, zero)
+        def once(m, limit, state, own, to):
+            """One spike at most, as a bit."""
+            lit = builder.fcmp_ordered(">=", m, limit)
+            vec.store_bits(builder, lit, bits, byte_of(to))
+            return builder.select(lit, limit, zero), builder.select(lit, one, zero)
 
-        def burst(m, limit, state):
-            return clipped(builder.fdiv(m, limit), zero)
+        def burst(m, limit, state, own, to):
+            return several(clipped(builder.fdiv(m, limit), zero), limit, own, to)
+
+        def correcting(m, limit, state, own, to):
+            before = vec.load(builder, sent, state)
+            s = clipped(builder.fdiv(m, limit), builder.fsub(zero, before))
+            vec.store(builder, builder.fadd(before, s), sent, state)
+            return several(s, limit, own, to)
 
         def clipped(ratio, low):
             s, high = vec.floor(builder, ratio), vec.broadcast(builder, cap)
             s = builder.select(builder.fcmp_ordered("<", s, low), low, s)
             return builder.select(builder.fcmp_ordered(">", s, high), high, s)
 
-        def correcting(m, limit, state):
-            before = vec.load(builder, sent, state)
-            s = clipped(builder.fdiv(m, limit), builder.fsub(zero, before))
-            vec.store(builder, builder.fadd(before, s), sent, state)
-            return s
+        def several(s, limit, own, to):
+            vec.store(builder, builder.fmul(s, vec.load(builder, worth, own)), out, to)
+            vec.store_bits(builder, builder.fcmp_unordered("!=", s, zero), bits, builder.mul(byte_of(to), marked))
+            size = builder.select(builder.fcmp_ordered("<", s, zero), builder.fsub(zero, s), s)
+            return builder.fmul(limit, s), size
 
-        def either_way(spike):
-            with builder.if_else(added) as (yes, no):
-                with yes:
-                    neurons(spike, True)
-                with no:
-                    neurons(spike, False)
+        def chosen(emit, kinds):
+            """The kind of other current that there is."""
+            done = builder.append_basic_block()
+            cases = builder.switch(others, done)
+            for numbers_of_kind, more in kinds:
+                case = builder.append_basic_block()
+                for k in numbers_of_kind:
+                    cases.add_case(vec.number(k), case)
+                builder.position_at_end(case)
+                neurons(more, emit)
+                builder.branch(done)
+            builder.position_at_end(done)
 
-        with builder.if_else(single) as (simple, others):
+        plain = [((0,), no_more), ((1, 2), numbers)]
+        packed = builder.and_(single, builder.icmp_unsigned("!=", marked, vec.number(0)))
+        with builder.if_else(packed) as (simple, several_spikes):
             with simple:
-                either_way(once)
-            with others, builder.if_else(signed) as (both, positive):
+                chosen(once, [*plain, ((3,), spikes)])
+            with several_spikes, builder.if_else(signed) as (both, positive):
                 with both:
-                    either_way(correcting)
+                    chosen(correcting, plain)
                 with positive:
-                    either_way(burst)
+                    chosen(burst, plain)
         return context.get_dummy_value()
 
     return signature, codegen

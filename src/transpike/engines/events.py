@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import Geometry, currents, events
 from transpike.engines.event_vectors import SHAPES
 from transpike.engines.kernels import threads_for
@@ -23,7 +24,7 @@ from transpike.engines.vectors import LANES
 from transpike.graph.ir import Graph, Node, Ref
 from transpike.graph.roles import base_name
 
-__all__ = ["Synapse", "frames_of"]
+__all__ = ["Synapse"]
 
 _BLOCK_BYTES = LANES * 40 << 10  # weights that are computed together: they stay in the second-level cache
 _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
@@ -34,6 +35,7 @@ _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
 _PIXEL, _WORD, _LIT, _EVENT, _LATENCY, _FAR, _STORE, _LOOK, _DENSE = 15.0, 5.0, 30.0, 1.5, 5.0, 1.4, 1.75, 1.25, 1.1
 _NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
 _FEWEST = 4  # channels of a group that are worth looking at one by one
+_NOTHING = np.empty(0, np.float32)
 _USUAL = 0.15  # density that the shape of the work is chosen for
 
 
@@ -131,7 +133,7 @@ class Synapse:
             self.height, self.width, self.channels, self.groups, self.out_height, self.out_width, self.out_channels,
             rows, self.stride[0], self.padding[0], self.dilation[0], self.padding[1],
             self.columns, self.vectors, self.blocks, taps, self.stride[1], self.dilation[1], bank // taps,
-            self._words, self._packed, self.groups * -(-own // 64), bank, int(self._nested),
+            self._words, self._packed, self.groups * -(-own // 8), bank, int(self._nested),
         )  # fmt: skip
 
     @cached_property
@@ -202,14 +204,26 @@ class Synapse:
         """Vector operations of one frame, whatever it holds."""
         return _DENSE * self.macs / LANES
 
-    def currents(self, x: torch.Tensor, weights: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
+    def currents(self, x: torch.Tensor | Emitted, weights: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         """The currents for frames ``x``, in the shape of the operation's result."""
-        frames, flat = len(x), frames_of(x)
+        frames = len(x)
         out = torch.empty(frames, self.out_height * self.out_width * self.out_channels)
         with threads_for(frames * self.height * self.width * self.channels):
-            found = events(flat, frames, self.geometry)
-            currents(flat, *found, *weights, self.offsets, out.view(-1).numpy(), frames, self.geometry)
+            currents(*self.seen(x), *weights, self.offsets, out.view(-1).numpy(), frames, self.geometry)
         return self.logical(out, x.dim())
+
+    def seen(self, x: torch.Tensor | Emitted) -> tuple[Any, Any, Any]:
+        """What the kernels read of frames ``x``: numbers, bits, and what events are worth. Nothing for what they need not."""
+        bits_fit = isinstance(x, Emitted) and (self.groups == 1 or self._own[0] % 8 == 0)
+        if not isinstance(x, Emitted) or not bits_fit:
+            flat = frames_of(x if isinstance(x, torch.Tensor) else x.numbers())
+            return flat, *events(flat, len(x), self.geometry)
+        return _NOTHING if len(x.by_channel) else frames_of(x.numbers()), x.bits, x.by_channel
+
+    @property
+    def marks(self) -> bool:
+        """Can neurons behind it emit bits? Then vectors end where pixels and groups do."""
+        return self._own[1] % LANES == 0
 
     def logical(self, flat: torch.Tensor, dims: int) -> torch.Tensor:
         """Frames NHWC as the operation's result: channels first, in the same memory."""
@@ -217,12 +231,6 @@ class Synapse:
             return flat.view(len(flat), self.out_channels)
         nhwc = flat.view(len(flat), self.out_height, self.out_width, self.out_channels)
         return nhwc.permute(0, 3, 1, 2) if dims == 4 else nhwc[:, 0].permute(0, 2, 1)
-
-
-def frames_of(x: torch.Tensor) -> Any:
-    """Frames flat in the order NHWC, without a copy where they lie so already."""
-    last = x.movedim(1, -1) if x.dim() > 2 else x
-    return last.contiguous().view(-1).numpy()
 
 
 def _sizes(node: Node) -> tuple[int, ...]:

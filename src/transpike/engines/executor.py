@@ -18,8 +18,9 @@ from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
+from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import looked
-from transpike.engines.events import Synapse, frames_of
+from transpike.engines.events import Synapse
 from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.run import Run, place, room_for
@@ -174,7 +175,7 @@ class MicroBatch:
         env = _ChunkValues(self._constants, self._program.batch_axes, steps)
         for name, x in self._frames.items():
             env[name] = channels_last(x[:, done : done + steps].movedim(1, 0).flatten(0, 1))
-        interpret(self._program.body, env, self._handle, self._program.body_frees)
+        interpret(self._program.body, env, lambda node, _: self._handle(node, env), self._program.body_frees)
         return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
 
     def keep(self, kept: torch.Tensor) -> None:
@@ -190,7 +191,7 @@ class MicroBatch:
             average.keep(kept, self._samples, axes, axes[name])
         self._samples = len(kept)
 
-    def _handle(self, node: Node, env: Mapping[str, Any]) -> Any:
+    def _handle(self, node: Node, env: _ChunkValues) -> Any:
         if node.name in self._program.joined:
             result = self._receive(node, env)
         elif node.name in self._program.synapses:
@@ -205,7 +206,8 @@ class MicroBatch:
             result = self._add_in_place(node, env)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
         if self._probe is not None and node.floating:
-            self._probe(node, self._steps_first(node.name, result), self._done, self._first_sample)
+            emitted = result.numbers() if isinstance(result, Emitted) else result
+            self._probe(node, self._steps_first(node.name, emitted), self._done, self._first_sample)
         return result
 
     def _fire(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
@@ -224,9 +226,9 @@ class MicroBatch:
             self._populations[node.name] = population
         return population
 
-    def _send(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+    def _send(self, node: Node, env: _ChunkValues) -> torch.Tensor:
         """The currents of a synapse, by events if they are cheaper."""
-        program, x = self._program, env[node.args[0].name]
+        program, x = self._program, env.emitted(node.args[0].name)
         synapse, frames = program.synapses[node.name], self._steps * self._samples
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
             if self._by_events(synapse, x, layer):
@@ -241,16 +243,16 @@ class MicroBatch:
                 return call(node, env, frames, self._device)
             return arithmetic.currents(env[node.args[0].name])
 
-    def _receive(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+    def _receive(self, node: Node, env: _ChunkValues) -> torch.Tensor | Emitted:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
         synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
-        x, frames = env[joined.synapse.args[0].name], self._steps * self._samples
+        x, frames = env.emitted(joined.synapse.args[0].name), self._steps * self._samples
         constant = joined.other in self._constants
-        other = None if joined.other is None else self._constants[joined.other] if constant else env[joined.other]
+        other = None if joined.other is None else self._constants[joined.other] if constant else env.emitted(joined.other)
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
             if self._by_events(synapse, x, layer):
-                like = synapse.logical(x.new_empty(1, site.units), len(joined.synapse.shape or ()))
+                like = synapse.logical(torch.empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
                 return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
@@ -259,9 +261,9 @@ class MicroBatch:
                 current = current.add_(env[joined.other])
             return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
 
-    def _by_events(self, synapse: Synapse, x: torch.Tensor, layer: Layer) -> bool:
+    def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less."""
-        found, total = looked(frames_of(x))
+        found, total = x.looked() if isinstance(x, Emitted) else looked(frames_of(x))
         layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
         if self._program.engine == "auto" and synapse.event_cost(found / total) > synapse.dense_cost():
             return False
@@ -309,6 +311,14 @@ class _ChunkValues(dict[str, Any]):
     def __init__(self, constants: Mapping[str, Any], batch_axes: Mapping[str, int], steps: int) -> None:
         super().__init__()
         self._constants, self._batch_axes, self._steps = constants, batch_axes, steps
+
+    def emitted(self, name: str) -> Any:
+        """The value as it is: spikes may be bits."""
+        return super().__getitem__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value.numbers() if isinstance(value, Emitted) else value
 
     def __missing__(self, name: str) -> Any:
         value, axis = self._constants[name], self._batch_axes.get(name)

@@ -12,15 +12,15 @@ from __future__ import annotations
 from llvmlite import binding, ir
 
 __all__ = [
-    "LANES", "REGISTERS", "bit_loop", "bits", "broadcast", "count_loop", "floats", "floor", "load", "multiply_add", "number",
-    "pointer", "store",
+    "LANES", "REGISTERS", "bit_loop", "bits", "broadcast", "count_loop", "floats", "floor", "load", "load_bits", "load_word",
+    "multiply_add", "number", "pointer", "store", "store_bits",
 ]  # fmt: skip
 
 # registers: AVX-512 has 32 of 16 numbers, AVX2 16 of 8, NEON 32 of 4 (two make a vector)
 LANES, REGISTERS = (16, 32) if binding.get_host_cpu_features().get("avx512f") else (8, 16)
 
 _BIT, _LANE_BITS, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(LANES), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_FLOATS, _INTEGERS = (ir.VectorType(x, LANES) for x in (_F32, _I32))
+_FLOATS, _INTEGERS, _MASK = (ir.VectorType(x, LANES) for x in (_F32, _I32, _BIT))
 
 
 def number(x: int):
@@ -64,6 +64,26 @@ def multiply_add(builder, a, b, c):
 def bits(builder, mask):
     """A comparison's lanes as the low bits of an index."""
     return builder.zext(builder.bitcast(mask, _LANE_BITS), _I64)
+
+
+def store_bits(builder, mask, start, byte):
+    """Write a comparison's lanes as bits, from the byte ``start[byte]`` on."""
+    at = builder.bitcast(builder.gep(start, [byte]), _LANE_BITS.as_pointer())
+    builder.store(builder.bitcast(mask, _LANE_BITS), at).align = 1
+
+
+def load_bits(builder, start, byte):
+    """Bits from the byte ``start[byte]`` on, as a comparison's lanes."""
+    loaded = builder.load(builder.bitcast(builder.gep(start, [byte]), _LANE_BITS.as_pointer()))
+    loaded.align = 1
+    return builder.bitcast(loaded, _MASK)
+
+
+def load_word(builder, start, byte):
+    """An index's worth of bits from the byte ``start[byte]`` on."""
+    loaded = builder.load(builder.bitcast(builder.gep(start, [byte]), _I64.as_pointer()))
+    loaded.align = 1
+    return loaded
 
 
 def count_loop(builder, start, end, step: int, carried, body):
