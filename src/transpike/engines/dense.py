@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from transpike.engines.emitted import Emitted, frames_of
-from transpike.engines.event_kernels import SPARE, spikes
-from transpike.engines.events import Synapse
+from transpike.engines.event_kernels import SPARE, respond
+from transpike.engines.events import Synapse, Weights
 from transpike.engines.kernels import fire, threads_for
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
@@ -79,7 +79,7 @@ class DensePopulation:
     def receive(
         self,
         synapse: Synapse,
-        weights: tuple[np.ndarray, np.ndarray],
+        weights: Weights,
         x: torch.Tensor | Emitted,
         other: torch.Tensor | Emitted | None,
         steps: int,
@@ -103,10 +103,9 @@ class DensePopulation:
         else:
             added = nothing if other is None else frames_of(other if isinstance(other, torch.Tensor) else other.numbers())
         with threads_for(frames * self._site.units):
-            spikes(
-                *synapse.seen(x),
-                *weights,
-                synapse.offsets,
+            respond(
+                *synapse.read(x, weights),
+                True,
                 added,
                 beside,
                 others,

@@ -24,7 +24,7 @@ from numba import njit, prange
 from transpike.engines.event_vectors import fire_vectors, line, numbers_of, occupied, word
 from transpike.engines.vectors import LANES
 
-__all__ = ["SPARE", "Geometry", "currents", "events", "looked", "numbers", "spikes"]
+__all__ = ["SPARE", "Geometry", "events", "looked", "numbers", "respond"]
 
 _PARTS = 64  # of the work, at most: threads take them in turn
 _LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and how many numbers each has
@@ -160,7 +160,7 @@ def _gather(found, frame, oy, group, g, words):
 
 
 @njit(nogil=True, error_model="numpy")
-def _sum(x, found, worth, weights, bias, offsets, frame, oy, block, g, words, out, to, pitch):
+def _sum(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, out, to, pitch):
     """The sums of line ``oy`` of a frame, of the channels of ``block``, to ``out[to]`` and on, pixels ``pitch`` apart."""
     group, own = block // g.blocks, g.channels // g.groups
     if block % g.blocks == g.blocks - 1 or not g.nested:
@@ -168,7 +168,7 @@ def _sum(x, found, worth, weights, bias, offsets, frame, oy, block, g, words, ou
     first = ((frame * g.height + oy * g.stride - g.padding) * g.width - g.margin) * g.channels
     known = len(worth) > 0  # then it is read instead of the input, at every pixel and row
     line(
-        g.columns, g.vectors, g.out_width, g.taps, g.hop, g.step, g.words, g.segment, 0 if known else g.channels,
+        g.columns, g.vectors, folded, g.out_width, g.taps, g.hop, g.step, g.words, g.segment, 0 if known else g.channels,
         len(words) // g.words, words, offsets[int(known)], worth if known else x, group * own + (0 if known else first),
         weights, block * g.bank, bias, block * g.vectors * LANES, out, to, pitch,
     )  # fmt: skip
@@ -198,13 +198,13 @@ def _channels(block, g):
 
 
 @njit(nogil=True, error_model="numpy")
-def _line(x, found, worth, weights, bias, offsets, frame, oy, block, g, words, sums):
+def _line(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, sums):
     """Sums of a line: of all blocks if they are nested, else of ``block``, in the place of its channels.
 
     The last block comes first: what it has more vectors than channels, the next pixel's first block writes over.
     """
     for one in range(g.blocks * g.groups - 1 if g.nested else block, -1 if g.nested else block - 1, -1):
-        _sum(x, found, worth, weights, bias, offsets, frame, oy, one, g, words, sums, _channels(one, g)[0], g.out_channels)
+        _sum(x, found, worth, weights, folded, bias, offsets, frame, oy, one, g, words, sums, _channels(one, g)[0], g.out_channels)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -217,32 +217,16 @@ def _whose(job, lines, g):
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def currents(x, found, worth, weights, bias, offsets, out, frames, g):
-    """Currents ``out`` (frames NHWC, flat) of the synapses for the input ``x`` (frames NHWC, flat) with its events."""
-    lines, pitch = frames * g.out_height, g.out_width * g.out_channels
-    jobs = lines if g.nested else lines * g.blocks * g.groups
-    parts = min(jobs, _PARTS)
-    for part in prange(parts):
-        words, sums = _rooms(g)
-        for job in range(jobs * part // parts, jobs * (part + 1) // parts):
-            row, block, channel, size = _whose(job, lines, g)
-            _line(x, found, worth, weights, bias, offsets, row // g.out_height, row % g.out_height, block, g, words, sums)
-            if g.nested:
-                out[row * pitch : (row + 1) * pitch] = sums[:pitch]
-            else:
-                for at in range(channel, pitch, g.out_channels):
-                    for i in range(at, at + size):
-                        out[row * pitch + i] = sums[i]
-
-
-@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def spikes(
-    x, found, worth, weights, bias, offsets, other, beside, others, out, bits, marked, v, sent, count, theta, value, extra,
-    steps, samples, g, cap, signed,
+def respond(
+    x, found, worth, weights, folded, bias, offsets, fires, other, beside, others, out, bits, marked, v, sent, count, theta, value,
+    extra, steps, samples, g, cap, signed,
 ):  # fmt: skip
-    """What neurons behind the synapses emit: ``steps`` frames of each of ``samples``, steps outermost; updates their state.
+    """What synapses give for ``steps`` frames of each of ``samples``, steps outermost, or what neurons behind them emit.
 
     Args:
+        x, found, worth: the input's frames (NHWC, flat), their bits, and what an event of each channel is worth; see `events`.
+        folded: are the weights multiplied by that already? Then nothing else than the bits is read.
+        fires: False: currents go to ``out`` and nothing below matters; True: neurons fire, their state is updated.
         other: another current of the same neurons (frames NHWC, flat); ``others``: 0 where there is none, 1 where it is the
             same at every step, 2 where it has a frame for each, 3 where it is spikes: ``beside`` are their bits, ``other`` is
             what one of each unit is worth.
@@ -261,8 +245,13 @@ def spikes(
             pixels, size = (1, pitch) if size == g.out_channels else (g.out_width, size)
             for t in range(steps):
                 frame = t * samples + sample
-                _line(x, found, worth, weights, bias, offsets, frame, oy, block, g, words, sums)
+                _line(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, sums)
                 to = (frame * g.out_height + oy) * pitch + channel
+                if not fires:
+                    for at in range(0, pixels * g.out_channels, g.out_channels):
+                        for i in range(at, at + size):
+                            out[to + i] = sums[channel + i]
+                    continue
                 there = to if others >= 2 else row * pitch + channel
                 _fire(
                     sums, channel, other, there, beside, others, out, to, bits, marked, v, sent, count, row * pitch + channel,
@@ -277,7 +266,7 @@ def _fire(
 ):  # fmt: skip
     """One step of ``size`` neurons of each of ``pixels``, ``pitch`` apart; see `transpike.spiking.neurons.step`.
 
-    Their current is ``x``, and what the other synapses give, see `spikes`.
+    Their current is ``x``, and what the other synapses give, see `respond`.
     """
     fire_vectors(
         x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number, pixels,

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from numba import types
 from numba.extending import intrinsic
 
@@ -81,8 +83,8 @@ def numbers_of(typingctx, bits, worth, out, to, size):
 
 @intrinsic
 def line(
-    typingctx, columns, vectors, outputs, taps, hop, step, count, segment, pixel, span, words, offsets, x, first, weights, start,
-    bias, channel, out, to, pitch,
+    typingctx, columns, vectors, folded, outputs, taps, hop, step, count, segment, pixel, span, words, offsets, x, first, weights,
+    start, bias, channel, out, to, pitch,
 ):  # fmt: skip
     """One line of sums: ``vectors`` vectors of channels of each of ``outputs`` pixels to ``out[to]``, ``out[to + pitch]`` ...
 
@@ -96,22 +98,23 @@ def line(
             the leftmost pixel's sums go out, a new pixel comes in with its bias
 
     Args:
+        folded: 1 where the weights are multiplied by ``x`` already, else 0.
         offsets: where in ``x`` bit i lies (64), then for each word where its first bit lies in ``x`` and in the weights.
         first: of ``x``, where the line's first column lies, be it in the margin (where there are no events).
         start: of the weights. channel: of the bias.
     """
     n = types.intp
-    signature = types.void(n, n, n, n, n, n, n, n, n, n, words, offsets, x, n, weights, n, bias, n, out, n, n)
+    signature = types.void(n, n, n, n, n, n, n, n, n, n, n, words, offsets, x, n, weights, n, bias, n, out, n, n)
 
     def codegen(context, builder, signature, arguments):
         words, offsets, x, weights, bias, out = (
-            vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (10, 11, 12, 14, 16, 18)
+            vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (11, 12, 13, 15, 17, 19)
         )
-        columns, vectors, outputs, taps, hop, step, count, segment, pixel, span = arguments[:10]
-        first, start, channel, to, pitch = (arguments[i] for i in (13, 15, 17, 19, 20))
+        columns, vectors, folded, outputs, taps, hop, step, count, segment, pixel, span = arguments[:11]
+        first, start, channel, to, pitch = (arguments[i] for i in (14, 16, 18, 20, 21))
 
-        def lines(wide, high):
-            """For ``wide`` columns of ``high`` vectors."""
+        def lines(wide, high, multiplied):
+            """For ``wide`` columns of ``high`` vectors; are weights ``multiplied``?"""
             numbers = [vec.number(vec.LANES * j) for j in range(wide * high)]
 
             def fresh():
@@ -127,10 +130,12 @@ def line(
                     below = builder.add(row, builder.load(builder.gep(both, [vec.number(1)])))
 
                     def add_event(i, sums):
-                        at = builder.add(beside, builder.load(builder.gep(offsets, [i])))
-                        worth = vec.broadcast(builder, builder.load(builder.gep(x, [at])))
                         begin = builder.add(below, builder.mul(i, vec.number(vec.LANES * wide * high)))
                         taken = (vec.load(builder, weights, builder.add(begin, offset)) for offset in numbers)
+                        if multiplied:
+                            return [builder.fadd(total, w) for w, total in zip(taken, sums, strict=True)]
+                        at = builder.add(beside, builder.load(builder.gep(offsets, [i])))
+                        worth = vec.broadcast(builder, builder.load(builder.gep(x, [at])))
                         return [vec.multiply_add(builder, worth, w, total) for w, total in zip(taken, sums, strict=True)]
 
                     word = builder.load(builder.gep(words, [builder.add(builder.mul(w, span), column)]))
@@ -154,13 +159,14 @@ def line(
             vec.count_loop(builder, vec.number(0), every, 1, [total for _ in range(wide) for total in fresh()], add_pixel)
 
         done = builder.append_basic_block()
-        cases = builder.switch(builder.add(builder.mul(columns, vec.number(_KINDS)), vectors), done)
+        kind = builder.add(builder.mul(builder.add(builder.mul(columns, vec.number(2)), folded), vec.number(_KINDS)), vectors)
+        cases = builder.switch(kind, done)
         for wide, highs in SHAPES.items():
-            for high in highs:
+            for high, multiplied in itertools.product(highs, (0, 1)):
                 case = builder.append_basic_block()
-                cases.add_case(vec.number(_KINDS * wide + high), case)
+                cases.add_case(vec.number((2 * wide + multiplied) * _KINDS + high), case)
                 builder.position_at_end(case)
-                lines(wide, high)
+                lines(wide, high, multiplied)
                 builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()

@@ -11,20 +11,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from transpike.engines.emitted import Emitted, frames_of
-from transpike.engines.event_kernels import Geometry, currents, events
+from transpike.engines.event_kernels import SPARE, Geometry, events, respond
 from transpike.engines.event_vectors import SHAPES
 from transpike.engines.kernels import threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Graph, Node, Ref
 from transpike.graph.roles import base_name
 
-__all__ = ["Synapse"]
+__all__ = ["Synapse", "Weights"]
 
 _BLOCK_BYTES = LANES * 40 << 10  # weights that are computed together: they stay in the second-level cache
 _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
@@ -35,8 +35,20 @@ _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
 _PIXEL, _WORD, _LIT, _EVENT, _LATENCY, _FAR, _STORE, _LOOK, _DENSE = 15.0, 5.0, 30.0, 1.5, 5.0, 1.4, 1.75, 1.25, 1.1
 _NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
 _FEWEST = 4  # channels of a group that are worth looking at one by one
-_NOTHING = np.empty(0, np.float32)
+_NO_BITS = np.empty(SPARE, np.uint8)
 _USUAL = 0.15  # density that the shape of the work is chosen for
+
+
+class Weights(NamedTuple):
+    """A synapse's weights and bias as the kernels read them, flat.
+
+    Args:
+        folded: are they multiplied by what an event is worth?
+    """
+
+    rows: np.ndarray
+    bias: np.ndarray
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ class Synapse:
             bits, words = range(64), [(ky * pitch + c, (ky * own + c) * row) for ky in range(rows) for c in range(0, own, 64)]
         return [*bits, *(x for word in words for x in word)]
 
-    def layout(self, params: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def layout(self, params: Mapping[str, torch.Tensor]) -> Weights:
         """Weights and bias as the kernels read them, flat."""
         (ins, outs), padded, taps = self._own, self.blocks * self.vectors * LANES, self.kernel[1] // self.columns
         weight = params[self.weight].detach().float().reshape(self.groups, outs, ins, *self.kernel)
@@ -183,7 +195,13 @@ class Synapse:
         bias = torch.zeros(self.groups, padded)
         if self.bias is not None:
             bias[:, :outs] = params[self.bias].detach().float().view(self.groups, outs)
-        return split.permute(0, 4, 3, 2, 5, 1).reshape(-1).numpy(), bias.view(-1).numpy()
+        return Weights(split.permute(0, 4, 3, 2, 5, 1).reshape(-1).numpy(), bias.view(-1).numpy())
+
+    def folded(self, weights: Weights, worth: np.ndarray) -> Weights:
+        """The weights times what an event of each channel is ``worth``: then an event needs no product."""
+        (own, _), row = self._own, self.columns * self.vectors * LANES
+        split = weights.rows.reshape(self.groups, -1, own, row) * worth.reshape(self.groups, 1, own, 1)
+        return Weights(split.reshape(-1), weights.bias, folded=True)
 
     def _pixel_cost(self, vectors: int, density: float) -> float:
         """Vector operations of ``vectors`` sums of an output pixel."""
@@ -204,21 +222,29 @@ class Synapse:
         """Vector operations of one frame, whatever it holds."""
         return _DENSE * self.macs / LANES
 
-    def currents(self, x: torch.Tensor | Emitted, weights: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
+    def currents(self, x: torch.Tensor | Emitted, weights: Weights) -> torch.Tensor:
         """The currents for frames ``x``, in the shape of the operation's result."""
-        frames = len(x)
+        frames, nothing = len(x), np.empty(0, np.float32)
         out = torch.empty(frames, self.out_height * self.out_width * self.out_channels)
         with threads_for(frames * self.height * self.width * self.channels):
-            currents(*self.seen(x), *weights, self.offsets, out.view(-1).numpy(), frames, self.geometry)
+            respond(
+                *self.read(x, weights), False, nothing, _NO_BITS, 0, out.view(-1).numpy(), _NO_BITS, 0,
+                *[nothing] * 6, 1, frames, self.geometry, np.float32(0), False,
+            )  # fmt: skip
         return self.logical(out, x.dim())
 
-    def seen(self, x: torch.Tensor | Emitted) -> tuple[Any, Any, Any]:
-        """What the kernels read of frames ``x``: numbers, bits, and what events are worth. Nothing for what they need not."""
-        bits_fit = isinstance(x, Emitted) and (self.groups == 1 or self._own[0] % 8 == 0)
-        if not isinstance(x, Emitted) or not bits_fit:
-            flat = frames_of(x if isinstance(x, torch.Tensor) else x.numbers())
-            return flat, *events(flat, len(x), self.geometry)
-        return _NOTHING if len(x.by_channel) else frames_of(x.numbers()), x.bits, x.by_channel
+    def read(self, x: torch.Tensor | Emitted, weights: Weights) -> tuple[Any, ...]:
+        """The first arguments of `respond` for frames ``x``; nothing in the place of what it need not read."""
+        own = (weights.rows, weights.folded, weights.bias, self.offsets)
+        if isinstance(x, Emitted) and self.fits(x):
+            known = len(x.by_channel) > 0
+            return np.empty(0, np.float32) if known else frames_of(x.numbers()), x.bits, x.by_channel, *own
+        flat = frames_of(x.numbers() if isinstance(x, Emitted) else x)
+        return flat, *events(flat, len(x), self.geometry), *own
+
+    def fits(self, x: Emitted) -> bool:
+        """Can it read the bits as they are? Then each group's begin with a byte."""
+        return self.groups == 1 or self._own[0] % 8 == 0
 
     @property
     def marks(self) -> bool:

@@ -20,7 +20,7 @@ from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import looked
-from transpike.engines.events import Synapse
+from transpike.engines.events import Synapse, Weights
 from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Program, check_engine
 from transpike.engines.run import Run, place, room_for
@@ -232,7 +232,7 @@ class MicroBatch:
         synapse, frames = program.synapses[node.name], self._steps * self._samples
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
             if self._by_events(synapse, x, layer):
-                return synapse.currents(x, self._weights(synapse))
+                return synapse.currents(x, self._weights(synapse, x))
             return call(node, env, frames, self._device)
 
     def _multiply(self, node: Node, env: Mapping[str, Any], arithmetic: Arithmetic) -> torch.Tensor:
@@ -255,7 +255,7 @@ class MicroBatch:
                 like = synapse.logical(torch.empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
-                return neurons.receive(synapse, self._weights(synapse), x, other, self._steps, constant=constant)
+                return neurons.receive(synapse, self._weights(synapse, x), x, other, self._steps, constant=constant)
             current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
@@ -270,10 +270,16 @@ class MicroBatch:
         layer.events += len(x)
         return True
 
-    def _weights(self, synapse: Synapse) -> tuple[np.ndarray, np.ndarray]:
-        if synapse not in self._program.shared:
-            self._program.shared[synapse] = synapse.layout(self._program.params)
-        return self._program.shared[synapse]
+    def _weights(self, synapse: Synapse, x: torch.Tensor | Emitted) -> Weights:
+        """As the kernels read them, once for all: what neurons emit is worth the same at all times."""
+        shared = self._program.shared
+        if synapse not in shared:
+            shared[synapse] = synapse.layout(self._program.params)
+        if not isinstance(x, Emitted) or not synapse.fits(x) or not len(x.by_channel):
+            return shared[synapse]
+        if (synapse, "folded") not in shared:
+            shared[synapse, "folded"] = synapse.folded(shared[synapse], x.by_channel)
+        return shared[synapse, "folded"]
 
     def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
         average = self._averages.setdefault(node.name, RunningMean(node.name in self._program.summed))
