@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.emitted import Emitted, frames_of
-from transpike.engines.event_kernels import SPARE, respond
-from transpike.engines.events import Synapse, Weights
+from transpike.engines.emitted import NOTHING, Emitted, Worth, frames_of
+from transpike.engines.event_kernels import Geometry, respond
+from transpike.engines.events import NO_BITS, Synapse, Weights
 from transpike.engines.kernels import fire, threads_for
+from transpike.engines.vectors import LANES
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
 from transpike.spiking.plan import NeuronKind, SiteParams, expand
@@ -46,7 +47,7 @@ class DensePopulation:
         self._order = memory_order(like, batch_axis, len(site.shape))  # axes of one sample, outermost in memory first
         device, dtype = like.device, like.dtype
         state = (samples, site.units)
-        numbers = {} if shared is None else shared
+        self._shared = numbers = {} if shared is None else shared
         key = (site.name, self._order)
         if key not in numbers:
             numbers[key] = self._numbers(numbers, device, dtype)
@@ -93,24 +94,62 @@ class DensePopulation:
             weights: laid out by the synapse.
             other: is added to the currents; of samples only if ``constant``.
         """
-        frames, several = steps * self._samples, self._params.signed or self._params.cap != 1
-        emitted = Emitted(tuple(self._site.shape), frames, self._worth, several) if synapse.marks else None
+        frames, several = steps * self._samples, self._several
+        emitted = Emitted(tuple(self._site.shape), frames, self._spike(), several) if synapse.marks else None
         out = emitted.flat if emitted is not None else torch.empty(frames, self._site.units)
-        nothing, no_bits = np.empty(0, np.float32), np.empty(SPARE, np.uint8)
-        beside, others = no_bits, 0 if other is None else 1 if constant else 2
         if isinstance(other, Emitted) and emitted is not None and not several and other.flat is None:
-            added, beside, others = _numpy(other.worth), other.bits, 3
+            beside = (_numpy(other.worth.units), other.bits, 3)
+        elif other is None:
+            beside = (NOTHING, NO_BITS, 0)
         else:
-            added = nothing if other is None else frames_of(other if isinstance(other, torch.Tensor) else other.numbers())
-        with threads_for(frames * self._site.units):
+            beside = (frames_of(other if isinstance(other, torch.Tensor) else other.numbers()), NO_BITS, 1 if constant else 2)
+        self._respond(synapse.read(x, weights), synapse.geometry, beside, out, emitted, steps)
+        if emitted is not None:
+            return emitted
+        assert out is not None
+        return synapse.logical(out, x.dim())
+
+    def emit(self, current: torch.Tensor, steps: int, *, constant: bool) -> torch.Tensor | Emitted:
+        """As `advance`, with a bit for a spike where neurons fire once at most and lie in memory as bits do."""
+        frames, shape = steps * self._samples, tuple(self._site.shape)
+        in_place = self._axis == 0 and len(shape) in (1, 3) and self._order == (*range(1, len(shape)), 0)
+        once = self._params.kind is NeuronKind.INTEGRATE_AND_FIRE and not self._several
+        if not in_place or not once or len(shape) != current.dim() - 1 or shape[0] % LANES:
+            return self.advance(current, steps, constant=constant, overwrite=False)
+        emitted = Emitted(shape, frames, self._spike(), several=False)
+        height, width = shape[1:] if len(shape) == 3 else (1, 1)
+        nothing_read, geometry = Synapse.passing(height, width, shape[0])
+        self._respond(nothing_read, geometry, (frames_of(current), NO_BITS, 1 if constant else 2), None, emitted, steps)
+        return emitted
+
+    @property
+    def _several(self) -> bool:
+        """May a neuron emit anything but one spike in a step?"""
+        return self._params.signed or self._params.cap != 1
+
+    def _spike(self) -> Worth:
+        """What one is worth, looked at once a run."""
+        key = (self._site.name, "worth")
+        if key not in self._shared:
+            self._shared[key] = Worth(self._worth, self._site.shape[0])
+        return self._shared[key]
+
+    def _respond(
+        self,
+        reading: tuple[Any, ...],
+        geometry: Geometry,
+        beside: tuple[Any, Any, int],
+        out: torch.Tensor | None,
+        emitted: Emitted | None,
+        steps: int,
+    ) -> None:
+        with threads_for(steps * self._samples * self._site.units):
             respond(
-                *synapse.read(x, weights),
+                *reading,
                 True,
-                added,
-                beside,
-                others,
-                nothing if out is None else _numpy(out),
-                no_bits if emitted is None else emitted.bits,
+                *beside,
+                NOTHING if out is None else _numpy(out),
+                NO_BITS if emitted is None else emitted.bits,
                 int(emitted is not None),
                 _numpy(self._v),
                 _numpy(self._sent),
@@ -120,14 +159,10 @@ class DensePopulation:
                 _numpy(self._extra),
                 steps,
                 self._samples,
-                synapse.geometry,
+                geometry,
                 np.float32(math.inf if self._params.cap is None else self._params.cap),
                 self._params.signed,
             )
-        if emitted is not None:
-            return emitted
-        assert out is not None
-        return synapse.logical(out, x.dim())
 
     def spikes(self) -> torch.Tensor:
         """Spikes of either sign so far. N *site"""

@@ -5,6 +5,7 @@ A spike of a neuron that fires once at most is worth the same whenever it comes,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,23 @@ import torch
 from transpike.engines.event_kernels import SPARE, numbers
 from transpike.engines.kernels import threads_for
 
-__all__ = ["Emitted", "frames_of"]
+__all__ = ["NOTHING", "Emitted", "Worth", "frames_of"]
 
+NOTHING: Any = np.empty(0, np.float32)
 _LOOKS, _LOOKED = 16, 128  # parts of the bits whose density is measured, and how many bytes each has
+
+
+class Worth:
+    """What one spike of each unit is worth, activation units.
+
+    Attributes:
+        units: in memory order, channels last. by_channel: of each channel, nothing where its units differ.
+    """
+
+    def __init__(self, units: torch.Tensor, channels: int) -> None:
+        rows = units.view(-1, channels)
+        self.units, self.channels = units, channels
+        self.by_channel: Any = rows[0].numpy() if bool((rows == rows[0]).all()) else NOTHING
 
 
 class Emitted:
@@ -23,22 +38,30 @@ class Emitted:
 
     Args:
         shape: of one frame, channels first. frames: steps x samples.
-        worth: of one spike of each unit, in memory order (channels last).
         several: may a neuron emit anything but one spike? Then numbers are kept beside the bits.
 
     Attributes:
-        bits: frames NHWC, and `SPARE` bytes. by_channel: what a spike of each channel is worth, where its units agree and no
-            neuron emits several, else nothing.
+        bits: frames NHWC, and `SPARE` bytes.
     """
 
-    def __init__(self, shape: tuple[int, ...], frames: int, worth: torch.Tensor, several: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], frames: int, worth: Worth, several: bool) -> None:
         self._shape, self._frames, self.worth = shape, frames, worth
-        units = worth.numel()
+        units = worth.units.numel()
         self.bits = np.empty(frames * units // 8 + SPARE, np.uint8)
         self.flat = torch.empty(frames, units) if several else None
-        rows = worth.view(-1, shape[0])
-        agree = not several and bool((rows == rows[0]).all())
-        self.by_channel: Any = rows[0].numpy() if agree else np.empty(0, np.float32)
+        self.by_channel = NOTHING if several else worth.by_channel
+
+    @staticmethod
+    def beside(parts: Sequence[Emitted], worth: Worth | None) -> Emitted:
+        """The channels of all parts, of which none emits several spikes, one after another. ``worth``: as made before."""
+        first = parts[0]
+        if worth is None:
+            rows = [part.worth.units.view(-1, part.worth.channels) for part in parts]
+            worth = Worth(torch.cat(rows, 1).view(-1), sum(part.worth.channels for part in parts))
+        both = Emitted((worth.channels, *first._shape[1:]), len(first), worth, several=False)
+        pixels = [part.bits[:-SPARE].reshape(-1, part.worth.channels // 8) for part in parts]
+        np.concatenate(pixels, 1, out=both.bits[:-SPARE].reshape(-1, worth.channels // 8))
+        return both
 
     def __len__(self) -> int:
         return self._frames
@@ -50,9 +73,9 @@ class Emitted:
     def numbers(self) -> torch.Tensor:
         """Spikes times what they are worth, frames first, channels innermost in memory."""
         if self.flat is None:
-            self.flat = torch.empty(self._frames, self.worth.numel())
+            self.flat = torch.empty(self._frames, self.worth.units.numel())
             with threads_for(self.flat.numel()):
-                numbers(self.bits, self.worth.numpy(), self.flat.view(-1).numpy(), self._frames)
+                numbers(self.bits, self.worth.units.numpy(), self.flat.view(-1).numpy(), self._frames)
         channels, *rest = self._shape
         return self.flat.view(-1, *rest, channels).movedim(-1, 1)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from transpike.engines.emitted import Emitted, frames_of
+from transpike.engines.emitted import NOTHING, Emitted, frames_of
 from transpike.engines.event_kernels import SPARE, Geometry, events, respond
 from transpike.engines.event_vectors import SHAPES
 from transpike.engines.kernels import threads_for
@@ -29,13 +29,14 @@ __all__ = ["Synapse", "Weights"]
 _BLOCK_BYTES = LANES * 40 << 10  # weights that are computed together: they stay in the second-level cache
 _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
 
-# what things cost, in vector operations (about a cycle each), fitted to one core of an AMD Zen 1 with everything interleaved: an
-# output pixel, a word, its first event, another, the wait for a sum; a vector of weights from the second-level cache; a number
-# written or looked at, which is memory traffic; and a vector operation of the dense engine
-_PIXEL, _WORD, _LIT, _EVENT, _LATENCY, _FAR, _STORE, _LOOK, _DENSE = 15.0, 5.0, 30.0, 1.5, 5.0, 1.4, 1.75, 1.25, 1.1
+# what things cost, in vector operations (about a cycle each), fitted to one core of an AMD Zen 3 over 23 shapes at 4 densities: an
+# output pixel, a word, its first event, another beside its vectors; a vector of weights from the second-level cache; a number
+# written or looked at; and a vector operation of the dense engine, and a number that it reads or writes, which is memory traffic
+_PIXEL, _WORD, _LIT, _EVENT, _FAR, _STORE, _LOOK = 15.0, 31.0, 16.0, 3.2, 2.0, 2.2, 3.0
+_DENSE, _MOVED = 1.1, 5.3
 _NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
 _FEWEST = 4  # channels of a group that are worth looking at one by one
-_NO_BITS = np.empty(SPARE, np.uint8)
+NO_BITS = np.zeros(SPARE, np.uint8)
 _USUAL = 0.15  # density that the shape of the work is chosen for
 
 
@@ -207,29 +208,30 @@ class Synapse:
         """Vector operations of ``vectors`` sums of an output pixel."""
         row, bits = self.columns * vectors, self._own[0] * self.kernel[0]  # of an input column
         near = 4 * LANES * vectors * self._own[0] * math.prod(self.kernel) <= _NEAR_BYTES
-        event = max(_EVENT + max(row, _LATENCY), 0.0 if near else _FAR * row)
+        event = max(_EVENT + row, 0.0 if near else _FAR * row)
         lit = self._words * (1 - (1 - density) ** (bits / self._words))
         column = self._words * _WORD + lit * _LIT + bits * density * event
         return _PIXEL + vectors * LANES * _STORE + self.kernel[1] // self.columns * column
 
-    def event_cost(self, density: float) -> float:
-        """Vector operations of one frame of which the share ``density`` is not 0."""
+    def event_cost(self, density: float, marked: bool = False) -> float:
+        """Vector operations of one frame of which the share ``density`` is not 0; ``marked``: its bits are there already."""
         positions = self.out_height * (self.out_width + self.columns - 1) * self.blocks * self.groups
-        looked = self.height * self.width * self.channels * _LOOK
+        looked = 0.0 if marked else self.height * self.width * self.channels * _LOOK
         return positions * self._pixel_cost(self.vectors, min(density, 1.0)) + looked
 
     def dense_cost(self) -> float:
         """Vector operations of one frame, whatever it holds."""
-        return _DENSE * self.macs / LANES
+        moved = self.height * self.width * self.channels + self.out_height * self.out_width * self.out_channels
+        return _DENSE * self.macs / LANES + _MOVED * moved
 
     def currents(self, x: torch.Tensor | Emitted, weights: Weights) -> torch.Tensor:
         """The currents for frames ``x``, in the shape of the operation's result."""
-        frames, nothing = len(x), np.empty(0, np.float32)
+        frames = len(x)
         out = torch.empty(frames, self.out_height * self.out_width * self.out_channels)
         with threads_for(frames * self.height * self.width * self.channels):
             respond(
-                *self.read(x, weights), False, nothing, _NO_BITS, 0, out.view(-1).numpy(), _NO_BITS, 0,
-                *[nothing] * 6, 1, frames, self.geometry, np.float32(0), False,
+                *self.read(x, weights), False, NOTHING, NO_BITS, 0, out.view(-1).numpy(), NO_BITS, 0,
+                *[NOTHING] * 6, 1, frames, self.geometry, np.float32(0), False,
             )  # fmt: skip
         return self.logical(out, x.dim())
 
@@ -238,13 +240,26 @@ class Synapse:
         own = (weights.rows, weights.folded, weights.bias, self.offsets)
         if isinstance(x, Emitted) and self.fits(x):
             known = len(x.by_channel) > 0
-            return np.empty(0, np.float32) if known else frames_of(x.numbers()), x.bits, x.by_channel, *own
+            return NOTHING if known else frames_of(x.numbers()), x.bits, x.by_channel, *own
         flat = frames_of(x.numbers() if isinstance(x, Emitted) else x)
         return flat, *events(flat, len(x), self.geometry), *own
 
     def fits(self, x: Emitted) -> bool:
         """Can it read the bits as they are? Then each group's begin with a byte."""
         return self.groups == 1 or self._own[0] % 8 == 0
+
+    @staticmethod
+    def passing(height: int, width: int, channels: int) -> tuple[Any, ...]:
+        """The first arguments of `respond`, and the geometry, where there is no synapse: currents come from elsewhere."""
+        vectors = min(max(SHAPES[1]), channels // LANES)
+        vectors = max(count for count in SHAPES[1] if count <= vectors)
+        blocks = -(-channels // (vectors * LANES))
+        geometry = Geometry(
+            height, width, channels, 1, height, width, channels, 0, 1, 0, 1, 0,
+            1, vectors, blocks, 0, 1, 1, 0, 1, 0, channels // 8, 0, 1,
+        )  # fmt: skip
+        bias = np.zeros(blocks * vectors * LANES, np.float32)
+        return (NOTHING, NO_BITS, NOTHING, NOTHING, False, bias, np.zeros((2, 64), np.int64)), geometry
 
     @property
     def marks(self) -> bool:

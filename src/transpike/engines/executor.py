@@ -22,7 +22,7 @@ from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import looked
 from transpike.engines.events import Synapse, Weights
 from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
-from transpike.engines.program import ENGINES, Program, check_engine
+from transpike.engines.program import ENGINES, Program, beside, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
@@ -202,6 +202,8 @@ class MicroBatch:
             result = self._fire(node, env)
         elif node.role is Role.ANALOG:
             result = self._differential(node, env)
+        elif (together := self._beside(node, env)) is not None:
+            return together
         else:
             result = self._add_in_place(node, env)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
@@ -210,14 +212,15 @@ class MicroBatch:
             self._probe(node, self._steps_first(node.name, emitted), self._done, self._first_sample)
         return result
 
-    def _fire(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
+    def _fire(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor | Emitted:
         site, source, axis = self._program.sites[node.name], node.args[0].name, node.batch_axis
         assert axis is not None, "neurons have a batch axis (checked at capture)"
         constant = source in self._constants  # direct encoding: the same current at every step, not repeated
         current = self._constants[source] if constant else env[source]
-        return self._population(node, site, axis, current).advance(
-            current, self._steps, constant=constant, overwrite=source in self._program.own
-        )
+        population = self._population(node, site, axis, current)
+        if node.name in self._program.heard and isinstance(population, DensePopulation):
+            return population.emit(current, self._steps, constant=constant)
+        return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
 
     def _population(self, node: Node, site: Site, axis: int, like: torch.Tensor) -> Population:
         population = self._populations.get(node.name)
@@ -259,13 +262,17 @@ class MicroBatch:
             current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
-            return self._population(node, site, 0, current).advance(current, self._steps, constant=False, overwrite=True)
+            neurons = self._population(node, site, 0, current)
+            if node.name in program.heard and isinstance(neurons, DensePopulation):
+                return neurons.emit(current, self._steps, constant=False)
+            return neurons.advance(current, self._steps, constant=False, overwrite=True)
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less."""
         found, total = x.looked() if isinstance(x, Emitted) else looked(frames_of(x))
         layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
-        if self._program.engine == "auto" and synapse.event_cost(found / total) > synapse.dense_cost():
+        marked = isinstance(x, Emitted) and synapse.fits(x)
+        if self._program.engine == "auto" and synapse.event_cost(found / total, marked) > synapse.dense_cost():
             return False
         layer.events += len(x)
         return True
@@ -294,6 +301,18 @@ class MicroBatch:
         change = torch.empty_like(total)
         average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
         return change
+
+    def _beside(self, node: Node, env: _ChunkValues) -> Emitted | None:
+        """Bits beside bits, None where not all are."""
+        if not beside(node):
+            return None
+        parts = [env.emitted(name) for name in node.refs()]
+        if not all(isinstance(part, Emitted) and part.flat is None for part in parts):
+            return None
+        key, shared = (node.name, "worth"), self._program.shared
+        together = Emitted.beside(parts, shared.get(key))
+        shared[key] = together.worth
+        return together
 
     def _add_in_place(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor | None:
         """A residual sum into the memory of the operand that nobody else reads, None where that cannot be."""

@@ -19,7 +19,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role, Site, tree_refs
 from transpike.graph.roles import HOMOGENEOUS, SYNAPSES, base_name
 from transpike.spiking.plan import NeuronKind, Plan
 
-__all__ = ["ENGINES", "Joined", "Program", "check_engine"]
+__all__ = ["ENGINES", "Joined", "Program", "beside", "check_engine"]
 
 ENGINES = ("auto", "dense", "events")
 
@@ -46,6 +46,7 @@ class Program:
     Args:
         body: what runs at every step, in order.
         synapses: what the event engine may run, by node name. joined: neuron layers that begin with one, by node name.
+        heard: neuron layers of which a synapse in ``synapses`` reads, if only through others put beside them.
         own: results whose memory their only reader may reuse.
         averaged: what the combinator reads by its running mean: all that varies, but masks and indices.
         summed: analog operations that need sums only.
@@ -58,6 +59,7 @@ class Program:
     body: tuple[Node, ...]
     synapses: Mapping[str, Synapse]
     joined: Mapping[str, Joined]
+    heard: set[str]
     params: Mapping[str, torch.Tensor]
     sites: Mapping[str, Site]
     own: set[str]
@@ -88,6 +90,7 @@ class Program:
             body,
             synapses,
             joined,
+            _heard(graph, synapses),
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
             overwritable(graph.body, graph.outputs),
@@ -130,6 +133,28 @@ def _joined(graph: Graph, plan: Plan, synapses: Mapping[str, Synapse]) -> dict[s
         if neuron.name in found:
             taken.add(found[neuron.name].synapse.name)
     return found
+
+
+def _heard(graph: Graph, synapses: Mapping[str, Synapse]) -> set[str]:
+    """Neuron layers that a synapse reads, or that are put beside others which it reads."""
+    nodes = {node.name: node for node in graph.nodes}
+    found: set[str] = set()
+    asked = [node.args[0].name for node in graph.body if node.name in synapses]
+    while asked:
+        node = nodes.get(asked.pop())
+        if node is None:
+            continue
+        if node.role is Role.NEURON:
+            found.add(node.name)
+        elif beside(node):
+            asked += node.refs()
+    return found
+
+
+def beside(node: Node) -> bool:
+    """Does the operation put the channels of its operands beside each other?"""
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return base_name(node.op) == "aten.cat" and node.batch_axis == 0 and axis == 1 and len(node.shape or ()) in (2, 4)
 
 
 def _fits(synapse: Synapse, site: Site, node: Node) -> bool:
