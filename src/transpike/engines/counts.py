@@ -31,6 +31,8 @@ from transpike.spiking.plan import NeuronKind, Plan, SiteParams, expand
 
 __all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
 
+_FEWEST = 512  # numbers that a loop over units runs over, at least
+
 
 @dataclass(frozen=True, eq=False)
 class CountRun(Run):
@@ -125,7 +127,8 @@ def _levels(
 
     if (site.name, order) not in numbers:
         fields = (params.threshold, params.worth, params.current, params.v_init)
-        numbers[site.name, order] = [expand(x, site).permute(order).reshape(-1).to(z.dtype).numpy() for x in fields]
+        flat = torch.stack([expand(x, site).permute(order).reshape(-1).to(z.dtype) for x in fields])
+        numbers[site.name, order] = list(_period(flat, site.channels).numpy())
     theta, worth, extra, v_init = numbers[site.name, order]
     number = theta.dtype.type
     most = math.inf if params.cap is None else params.cap * steps
@@ -143,6 +146,16 @@ def _levels(
     if kept is not room:
         room.copy_(kept)
     return inside.permute(back)
+
+
+def _period(numbers: torch.Tensor, channels: int) -> torch.Tensor:
+    """The first of each row's ``numbers`` if the others only repeat them with the channels; they stay in cache then."""
+    units = numbers.shape[1]
+    pixels = units // channels
+    if not torch.equal(numbers, numbers[:, :channels].repeat(1, pixels)):
+        return numbers.contiguous()
+    fitting = [k for k in range(1, pixels) if pixels % k == 0 and _FEWEST <= k * channels]
+    return numbers[:, : fitting[0] * channels if fitting else units].contiguous()
 
 
 def simulate_counts(

@@ -102,20 +102,25 @@ def count_levels(z, theta, share, extra, v, steps, most, counts):
     """Mean currents ``z`` (samples, units) become mean outputs in place; what `parallel_count` counts, times ``share``.
 
     Args:
-        share: what one spike adds to the mean output. most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
+        theta, share, extra, v: threshold, what one spike adds to the mean output, per-step current and initial potential of
+            each unit, or of the first ones if those after them repeat them.
+        most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
         counts: the spikes themselves are written there (samples, units), unless it is empty.
     """
     zero, samples, units = z.dtype.type(0), z.shape[0], z.shape[1]
-    blocks = (units + _BLOCK - 1) // _BLOCK
+    size = len(theta) if len(theta) < units else min(_BLOCK, units)
+    blocks = (units + size - 1) // size
     for job in prange(samples * blocks):
-        n, low = job // blocks, (job % blocks) * _BLOCK
-        high = min(low + _BLOCK, units)
-        row = z[n, low:high]
-        th, sh, ex, vv = theta[low:high], share[low:high], extra[low:high], v[low:high]
-        for i in range(high - low):
-            count = np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i])
-            row[i] = min(max(count, zero), most)
+        n, low = job // blocks, (job % blocks) * size
+        high, own = min(low + size, units), 0 if len(theta) < units else low
+        row, width = z[n, low:high], high - low
+        th, sh, ex, vv = theta[own : own + width], share[own : own + width], extra[own : own + width], v[own : own + width]
         if counts.size:
-            counts[n, low:high] = row
-        for i in range(high - low):
-            row[i] *= sh[i]
+            kept = counts[n, low:high]
+            for i in range(width):
+                spikes = min(max(np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i]), zero), most)
+                kept[i] = spikes
+                row[i] = spikes * sh[i]
+        else:
+            for i in range(width):
+                row[i] = min(max(np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i]), zero), most) * sh[i]
