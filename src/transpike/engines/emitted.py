@@ -74,10 +74,27 @@ class Emitted:
         """Spikes times what they are worth, frames first, channels innermost in memory."""
         if self.flat is None:
             self.flat = torch.empty(self._frames, self.worth.units.numel())
-            with threads_for(self.flat.numel()):
-                numbers(self.bits, self.worth.units.numpy(), self.flat.view(-1).numpy(), self._frames)
+            self._count_into(self.flat, NOTHING, False, self._frames, 1)
+        return self._logical(self.flat)
+
+    def sums(self, before: torch.Tensor, steps: int) -> torch.Tensor:
+        """What each sample has emitted after every step of the chunk, ``before`` it included (samples, logical)."""
+        assert self.flat is None, "spikes that come one by one are bits"
+        out = torch.empty(self._frames, self.worth.units.numel())
+        self._count_into(out, frames_of(before), True, steps, len(before))
+        return self._logical(out)
+
+    def nothing(self, steps: int) -> torch.Tensor:
+        """What samples have emitted before they begin."""
+        return self._logical(torch.zeros(self._frames // steps, self.worth.units.numel()))
+
+    def _count_into(self, out: torch.Tensor, before: Any, summed: bool, steps: int, samples: int) -> None:
+        with threads_for(out.numel()):
+            numbers(self.bits, self.worth.units.numpy(), before, summed, out.view(-1).numpy(), steps, samples)
+
+    def _logical(self, flat: torch.Tensor) -> torch.Tensor:
         channels, *rest = self._shape
-        return self.flat.view(-1, *rest, channels).movedim(-1, 1)
+        return flat.view(-1, *rest, channels).movedim(-1, 1)
 
     def looked(self) -> tuple[int, int]:
         """How many units emit something, of those that were looked at, spread over the chunk."""

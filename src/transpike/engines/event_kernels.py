@@ -29,6 +29,7 @@ __all__ = ["SPARE", "Geometry", "events", "looked", "numbers", "respond"]
 _PARTS = 64  # of the work, at most: threads take them in turn
 _LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and how many numbers each has
 SPARE = 8  # bytes behind the last pixel's bits: a word is read wherever one begins
+_BLOCK = 1024  # units whose numbers are made at once
 _LOOKERS = 8  # parts in which events are found: each learns anew what they are worth
 
 
@@ -115,11 +116,25 @@ def events(x, frames, g):
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def numbers(bits, worth, out, frames):
-    """What neurons emit, as numbers (frames NHWC, flat): the worth of each unit where its bit is 1."""
+def numbers(bits, worth, before, summed, out, steps, samples):
+    """What neurons emit, as numbers (frames NHWC, flat, steps outermost): the worth of each unit where its bit is 1.
+
+    Args:
+        before: samples, flat. summed: add up what each sample emits over the steps, from ``before`` on.
+    """
     units = len(worth)
-    for frame in prange(frames):
-        numbers_of(bits, worth, out, frame * units, units)
+    blocks, zeros = (units + _BLOCK - 1) // _BLOCK, np.zeros(_BLOCK, np.float32)
+    for job in prange(samples * blocks):
+        n, low = job // blocks, (job % blocks) * _BLOCK
+        size = min(_BLOCK, units - low)
+        for t in range(steps):
+            to = (t * samples + n) * units + low
+            if not summed:
+                numbers_of(bits, worth, low, zeros, 0, out, to, size)
+            elif t == 0:
+                numbers_of(bits, worth, low, before, n * units + low, out, to, size)
+            else:
+                numbers_of(bits, worth, low, out, to - samples * units, out, to, size)
 
 
 @njit(nogil=True, error_model="numpy")

@@ -60,19 +60,20 @@ def word(typingctx, found, at):
 
 
 @intrinsic
-def numbers_of(typingctx, bits, worth, out, to, size):
-    """``out[to + i] = worth[i]`` where bit ``to + i`` is 1, else 0; ``size`` is a multiple of `LANES`."""
+def numbers_of(typingctx, bits, worth, own, before, at, out, to, size):
+    """``out[to + i] = before[at + i] + (worth[own + i] where bit to + i is 1, else 0)``; ``size`` is a multiple of `LANES`."""
     n = types.intp
-    signature = types.void(bits, worth, out, n, n)
+    signature = types.void(bits, worth, n, before, n, out, n, n)
 
     def codegen(context, builder, signature, arguments):
-        bits, worth, out = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in range(3))
-        to, size = arguments[3:]
+        bits, worth, before, out = (vec.pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3, 5))
+        own, at, to, size = (arguments[i] for i in (2, 4, 6, 7))
 
         def block(i, _):
-            at = builder.add(to, i)
-            lit = vec.load_bits(builder, bits, builder.lshr(at, vec.number(3)))
-            vec.store(builder, builder.select(lit, vec.load(builder, worth, i), vec.floats(0.0)), out, at)
+            place = builder.add(to, i)
+            lit = vec.load_bits(builder, bits, builder.lshr(place, vec.number(3)))
+            number = builder.select(lit, vec.load(builder, worth, builder.add(own, i)), vec.floats(0.0))
+            vec.store(builder, builder.fadd(vec.load(builder, before, builder.add(at, i)), number), out, place)
             return []
 
         vec.count_loop(builder, vec.number(0), size, vec.LANES, [], block)

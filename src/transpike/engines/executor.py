@@ -288,11 +288,16 @@ class MicroBatch:
             shared[synapse, "folded"] = synapse.folded(shared[synapse], x.by_channel)
         return shared[synapse, "folded"]
 
-    def _differential(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor:
-        average = self._averages.setdefault(node.name, RunningMean(node.name in self._program.summed))
+    def _differential(self, node: Node, env: _ChunkValues) -> torch.Tensor:
+        summed = node.name in self._program.summed
+        average = self._averages.setdefault(node.name, RunningMean(summed))
         varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.averaged]
         means = {}
         for name in varying:
+            emitted = env.emitted(name)
+            if summed and isinstance(emitted, Emitted) and emitted.flat is None:
+                means[name] = average.add_spikes(name, emitted, self._steps)
+                continue
             means[name] = torch.empty_like(env[name])
             average.add(name, self._steps_first(name, env[name]), self._steps_first(name, means[name]), self._done)
         total = call(node, ChainMap(means, env), self._steps * self._samples, self._device)  # type: ignore[arg-type]
