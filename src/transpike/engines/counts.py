@@ -154,7 +154,7 @@ def _period(numbers: torch.Tensor, channels: int) -> torch.Tensor:
     pixels = units // channels
     if not torch.equal(numbers, numbers[:, :channels].repeat(1, pixels)):
         return numbers.contiguous()
-    fitting = [k for k in range(1, pixels) if pixels % k == 0 and _FEWEST <= k * channels]
+    fitting = [k for k in range(1, pixels) if pixels % k == 0 and k * channels >= _FEWEST]
     return numbers[:, : fitting[0] * channels if fitting else units].contiguous()
 
 

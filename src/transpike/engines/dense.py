@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.emitted import NOTHING, Emitted, Worth, frames_of
-from transpike.engines.event_kernels import Geometry, respond
-from transpike.engines.events import NO_BITS, Synapse, Weights
+from transpike.engines.emitted import Emitted, Worth, frames_of
+from transpike.engines.event_arguments import Beside, Geometry, Neurons, Reading, Room
+from transpike.engines.event_kernels import respond
+from transpike.engines.events import Synapse, Weights, passing
 from transpike.engines.kernels import fire, threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Site
@@ -98,12 +99,12 @@ class DensePopulation:
         emitted = Emitted(tuple(self._site.shape), frames, self._spike(), several) if synapse.marks else None
         out = emitted.flat if emitted is not None else torch.empty(frames, self._site.units)
         if isinstance(other, Emitted) and emitted is not None and not several and other.flat is None:
-            beside = (_numpy(other.worth.units), other.bits, 3)
+            beside = Beside(_numpy(other.worth.units), other.bits, 3)
         elif other is None:
-            beside = (NOTHING, NO_BITS, 0)
+            beside = Beside()
         else:
-            beside = (frames_of(other if isinstance(other, torch.Tensor) else other.numbers()), NO_BITS, 1 if constant else 2)
-        self._respond(synapse.read(x, weights), synapse.geometry, beside, out, emitted, steps)
+            beside = Beside(frames_of(other if isinstance(other, torch.Tensor) else other.numbers()), kind=1 if constant else 2)
+        self._respond(synapse.read(x, weights), synapse.geometry, beside, emitted, out, steps)
         if emitted is not None:
             return emitted
         assert out is not None
@@ -118,8 +119,8 @@ class DensePopulation:
             return self.advance(current, steps, constant=constant, overwrite=False)
         emitted = Emitted(shape, frames, self._spike(), several=False)
         height, width = shape[1:] if len(shape) == 3 else (1, 1)
-        nothing_read, geometry = Synapse.passing(height, width, shape[0])
-        self._respond(nothing_read, geometry, (frames_of(current), NO_BITS, 1 if constant else 2), None, emitted, steps)
+        reading, geometry = passing(height, width, shape[0])
+        self._respond(reading, geometry, Beside(frames_of(current), kind=1 if constant else 2), emitted, None, steps)
         return emitted
 
     @property
@@ -135,34 +136,15 @@ class DensePopulation:
         return self._shared[key]
 
     def _respond(
-        self,
-        reading: tuple[Any, ...],
-        geometry: Geometry,
-        beside: tuple[Any, Any, int],
-        out: torch.Tensor | None,
-        emitted: Emitted | None,
-        steps: int,
+        self, read: Reading, g: Geometry, beside: Beside, emitted: Emitted | None, numbers: torch.Tensor | None, steps: int
     ) -> None:
+        room = Room() if numbers is None else Room(_numpy(numbers))
+        room = room if emitted is None else room._replace(bits=emitted.bits, marked=1)
+        state = map(_numpy, (self._v, self._sent, self._count, self._theta, self._worth, self._extra))
+        cap = np.float32(math.inf if self._params.cap is None else self._params.cap)
+        neurons = Neurons(*state, cap=cap, signed=self._params.signed)
         with threads_for(steps * self._samples * self._site.units):
-            respond(
-                *reading,
-                True,
-                *beside,
-                NOTHING if out is None else _numpy(out),
-                NO_BITS if emitted is None else emitted.bits,
-                int(emitted is not None),
-                _numpy(self._v),
-                _numpy(self._sent),
-                _numpy(self._count),
-                _numpy(self._theta),
-                _numpy(self._worth),
-                _numpy(self._extra),
-                steps,
-                self._samples,
-                geometry,
-                np.float32(math.inf if self._params.cap is None else self._params.cap),
-                self._params.signed,
-            )
+            respond(read, g, True, beside, room, neurons, steps, self._samples)
 
     def spikes(self) -> torch.Tensor:
         """Spikes of either sign so far. N *site"""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.event_kernels import SPARE, numbers
+from transpike.engines.event_arguments import NOTHING, SPARE
+from transpike.engines.event_kernels import numbers
 from transpike.engines.kernels import threads_for
 
-__all__ = ["NOTHING", "Emitted", "Worth", "frames_of"]
+__all__ = ["Emitted", "Worth", "frames_of"]
 
-NOTHING: Any = np.empty(0, np.float32)
 _LOOKS, _LOOKED = 16, 128  # parts of the bits whose density is measured, and how many bytes each has
 
 

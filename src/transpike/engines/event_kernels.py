@@ -16,60 +16,19 @@ taken in another order than a dense convolution takes them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit, prange
 
+from transpike.engines.event_arguments import SPARE
 from transpike.engines.event_vectors import fire_vectors, line, numbers_of, occupied, word
 from transpike.engines.vectors import LANES
 
-__all__ = ["SPARE", "Geometry", "events", "looked", "numbers", "respond"]
+__all__ = ["events", "looked", "numbers", "respond"]
 
 _PARTS = 64  # of the work, at most: threads take them in turn
 _LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and how many numbers each has
-SPARE = 8  # bytes behind the last pixel's bits: a word is read wherever one begins
 _BLOCK = 1024  # units whose numbers are made at once
 _LOOKERS = 8  # parts in which events are found: each learns anew what they are worth
-
-
-class Geometry(NamedTuple):
-    """A synapse as the kernels see it; see `transpike.engines.events.Synapse`.
-
-    Args:
-        rows, stride, padding, dilation: of the kernel, vertically. margin: columns of 0s before an input's first.
-        columns, vectors: what a line holds in registers; ``blocks`` times ``vectors`` vectors are all channels of a group.
-        taps, hop, step, segment: input columns that an output sees one by one; their distance for neighbouring outputs and for
-            neighbouring taps; weights of a tap.
-        words, packed: words of an input column with all rows that a line sees; rows in a word, 0 where a row takes several.
-        bytes: of an input pixel's bits; each group begins with one of its own.
-        bank: weights of a block. nested: do all blocks take a line before the next one?
-    """
-
-    height: int
-    width: int
-    channels: int
-    groups: int
-    out_height: int
-    out_width: int
-    out_channels: int
-    rows: int
-    stride: int
-    padding: int
-    dilation: int
-    margin: int
-    columns: int
-    vectors: int
-    blocks: int
-    taps: int
-    hop: int
-    step: int
-    segment: int
-    words: int
-    packed: int
-    bytes: int
-    bank: int
-    nested: int
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -175,17 +134,17 @@ def _gather(found, frame, oy, group, g, words):
 
 
 @njit(nogil=True, error_model="numpy")
-def _sum(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, out, to, pitch):
+def _sum(read, frame, oy, block, g, words, out, to, pitch):
     """The sums of line ``oy`` of a frame, of the channels of ``block``, to ``out[to]`` and on, pixels ``pitch`` apart."""
     group, own = block // g.blocks, g.channels // g.groups
     if block % g.blocks == g.blocks - 1 or not g.nested:
-        _gather(found, frame, oy, group, g, words)
+        _gather(read.bits, frame, oy, group, g, words)
     first = ((frame * g.height + oy * g.stride - g.padding) * g.width - g.margin) * g.channels
-    known = len(worth) > 0  # then it is read instead of the input, at every pixel and row
+    known = len(read.worth) > 0  # then it is read instead of the input, at every pixel and row
     line(
-        g.columns, g.vectors, folded, g.out_width, g.taps, g.hop, g.step, g.words, g.segment, 0 if known else g.channels,
-        len(words) // g.words, words, offsets[int(known)], worth if known else x, group * own + (0 if known else first),
-        weights, block * g.bank, bias, block * g.vectors * LANES, out, to, pitch,
+        g.columns, g.vectors, read.folded, g.out_width, g.taps, g.hop, g.step, g.words, g.segment, 0 if known else g.channels,
+        len(words) // g.words, words, read.offsets[int(known)], read.worth if known else read.numbers,
+        group * own + (0 if known else first), read.weights, block * g.bank, read.bias, block * g.vectors * LANES, out, to, pitch,
     )  # fmt: skip
 
 
@@ -213,13 +172,13 @@ def _channels(block, g):
 
 
 @njit(nogil=True, error_model="numpy")
-def _line(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, sums):
+def _line(read, frame, oy, block, g, words, sums):
     """Sums of a line: of all blocks if they are nested, else of ``block``, in the place of its channels.
 
     The last block comes first: what it has more vectors than channels, the next pixel's first block writes over.
     """
     for one in range(g.blocks * g.groups - 1 if g.nested else block, -1 if g.nested else block - 1, -1):
-        _sum(x, found, worth, weights, folded, bias, offsets, frame, oy, one, g, words, sums, _channels(one, g)[0], g.out_channels)
+        _sum(read, frame, oy, one, g, words, sums, _channels(one, g)[0], g.out_channels)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -232,26 +191,17 @@ def _whose(job, lines, g):
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def respond(
-    x, found, worth, weights, folded, bias, offsets, fires, other, beside, others, out, bits, marked, v, sent, count, theta, value,
-    extra, steps, samples, g, cap, signed,
-):  # fmt: skip
+def respond(read, g, fires, beside, out, neurons, steps, samples):
     """What synapses give for ``steps`` frames of each of ``samples``, steps outermost, or what neurons behind them emit.
 
     Args:
-        x, found, worth: the input's frames (NHWC, flat), their bits, and what an event of each channel is worth; see `events`.
-        folded: are the weights multiplied by that already? Then nothing else than the bits is read.
-        fires: False: currents go to ``out`` and nothing below matters; True: neurons fire, their state is updated.
-        other: another current of the same neurons (frames NHWC, flat); ``others``: 0 where there is none, 1 where it is the
-            same at every step, 2 where it has a frame for each, 3 where it is spikes: ``beside`` are their bits, ``other`` is
-            what one of each unit is worth.
-        out: is written, but where ``marked`` neurons fire once at most: then their bits say it all.
-        bits: where neurons emit something (frames NHWC), if they are ``marked``: 1, else 0.
-        v, sent, count, theta, value, extra: as for `transpike.engines.kernels.fire`.
+        read: what the synapses read (`Reading`); ``g``: their `Geometry`.
+        fires: False: currents go to ``out.numbers`` and nothing else matters; True: neurons fire, their state is updated.
+        beside: what is added to the currents (`Beside`). out: where they emit (`Room`). neurons: themselves (`Neurons`).
     """
     lines, pitch = samples * g.out_height, g.out_width * g.out_channels
     jobs = lines if g.nested else lines * g.blocks * g.groups
-    parts, single = min(jobs, _PARTS), cap == 1 and not signed
+    parts = min(jobs, _PARTS)
     for part in prange(parts):
         words, sums = _rooms(g)
         for job in range(jobs * part // parts, jobs * (part + 1) // parts):
@@ -260,43 +210,47 @@ def respond(
             pixels, size = (1, pitch) if size == g.out_channels else (g.out_width, size)
             for t in range(steps):
                 frame = t * samples + sample
-                _line(x, found, worth, weights, folded, bias, offsets, frame, oy, block, g, words, sums)
+                _line(read, frame, oy, block, g, words, sums)
                 to = (frame * g.out_height + oy) * pitch + channel
-                if not fires:
-                    for at in range(0, pixels * g.out_channels, g.out_channels):
-                        for i in range(at, at + size):
-                            out[to + i] = sums[channel + i]
-                    continue
-                there = to if others >= 2 else row * pitch + channel
-                _fire(
-                    sums, channel, other, there, beside, others, out, to, bits, marked, v, sent, count, row * pitch + channel,
-                    theta, value, extra, oy * pitch + channel, pixels, g.out_channels, size, cap, signed, single,
-                )  # fmt: skip
+                if fires:
+                    there = to if beside.kind >= 2 else row * pitch + channel
+                    unit, number = row * pitch + channel, oy * pitch + channel
+                    _fire(sums, channel, beside, there, out, to, neurons, unit, number, pixels, g.out_channels, size)
+                else:
+                    _copy(sums, channel, out, to, pixels, g.out_channels, size)
 
 
 @njit(nogil=True, error_model="numpy")
-def _fire(
-    x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number, pixels, pitch,
-    size, cap, signed, single,
-):  # fmt: skip
+def _copy(x, at, out, to, pixels, pitch, size):
+    """The first ``size`` numbers of each pixel, ``pitch`` apart. (In a parallel loop itself numba writes to copies of tuples.)"""
+    for pixel in range(pixels):
+        for i in range(pixel * pitch, pixel * pitch + size):
+            out.numbers[to + i] = x[at + i]
+
+
+@njit(nogil=True, error_model="numpy")
+def _fire(x, at, beside, there, out, to, neurons, unit, number, pixels, pitch, size):
     """One step of ``size`` neurons of each of ``pixels``, ``pitch`` apart; see `transpike.spiking.neurons.step`.
 
-    Their current is ``x``, and what the other synapses give, see `respond`.
+    Their current is ``x`` from ``at`` on and what is ``beside`` from ``there`` on; their state begins at ``unit``, what
+    samples share at ``number``.
     """
+    cap, signed = neurons.cap, neurons.signed
     fire_vectors(
-        x, at, other, there, beside, others, out, to, bits, marked, v, sent, count, unit, theta, worth, extra, number, pixels,
-        pitch, size, cap, signed, single,
+        x, at, beside.numbers, there, beside.bits, beside.kind, out.numbers, to, out.bits, out.marked, neurons.v, neurons.sent,
+        neurons.count, unit, neurons.theta, neurons.worth, neurons.extra, number, pixels, pitch, size, cap, signed,
+        cap == 1 and not signed,
     )  # fmt: skip
     if size % LANES == 0:
         return
     for pixel in range(pixels):
         for i in range(pixel * pitch + size - size % LANES, pixel * pitch + size):
-            current = x[at + i] + other[there + i] if others > 0 else x[at + i]
-            m = v[unit + i] + (current + extra[number + i])
-            s = np.floor(m / theta[number + i])
-            s = min(max(s, -sent[unit + i] if signed else np.float32(0)), cap)
+            current = x[at + i] + beside.numbers[there + i] if beside.kind > 0 else x[at + i]
+            m, theta = neurons.v[unit + i] + (current + neurons.extra[number + i]), neurons.theta[number + i]
+            s = np.floor(m / theta)
+            s = min(max(s, -neurons.sent[unit + i] if signed else np.float32(0)), cap)
             if signed:
-                sent[unit + i] += s
-            out[to + i] = worth[number + i] * s
-            v[unit + i] = m - theta[number + i] * s
-            count[unit + i] += abs(s)
+                neurons.sent[unit + i] += s
+            out.numbers[to + i] = neurons.worth[number + i] * s
+            neurons.v[unit + i] = m - theta * s
+            neurons.count[unit + i] += abs(s)

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from transpike.engines.emitted import NOTHING, Emitted, frames_of
-from transpike.engines.event_kernels import SPARE, Geometry, events, respond
+from transpike.engines.emitted import Emitted, frames_of
+from transpike.engines.event_arguments import NO_BITS, NOTHING, Beside, Geometry, Neurons, Reading, Room
+from transpike.engines.event_kernels import events, respond
 from transpike.engines.event_vectors import SHAPES
 from transpike.engines.kernels import threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Graph, Node, Ref
 from transpike.graph.roles import base_name
 
-__all__ = ["Synapse", "Weights"]
+__all__ = ["Synapse", "Weights", "passing"]
 
 _BLOCK_BYTES = LANES * 40 << 10  # weights that are computed together: they stay in the second-level cache
 _NESTED_BYTES = LANES * 32 << 10  # weights of all blocks that do
@@ -36,7 +37,6 @@ _PIXEL, _WORD, _LIT, _EVENT, _FAR, _STORE, _LOOK = 15.0, 31.0, 16.0, 3.2, 2.0, 2
 _DENSE, _MOVED = 1.1, 5.3
 _NEAR_BYTES = 48 << 10  # weights that mostly stay in the first-level cache
 _FEWEST = 4  # channels of a group that are worth looking at one by one
-NO_BITS = np.zeros(SPARE, np.uint8)
 _USUAL = 0.15  # density that the shape of the work is chosen for
 
 
@@ -229,37 +229,22 @@ class Synapse:
         frames = len(x)
         out = torch.empty(frames, self.out_height * self.out_width * self.out_channels)
         with threads_for(frames * self.height * self.width * self.channels):
-            respond(
-                *self.read(x, weights), False, NOTHING, NO_BITS, 0, out.view(-1).numpy(), NO_BITS, 0,
-                *[NOTHING] * 6, 1, frames, self.geometry, np.float32(0), False,
-            )  # fmt: skip
+            room = Room(out.view(-1).numpy())
+            respond(self.read(x, weights), self.geometry, False, Beside(), room, Neurons(), 1, frames)
         return self.logical(out, x.dim())
 
-    def read(self, x: torch.Tensor | Emitted, weights: Weights) -> tuple[Any, ...]:
-        """The first arguments of `respond` for frames ``x``; nothing in the place of what it need not read."""
+    def read(self, x: torch.Tensor | Emitted, weights: Weights) -> Reading:
+        """Frames ``x`` and weights for the kernels; bits are taken as they are where they fit."""
         own = (weights.rows, weights.folded, weights.bias, self.offsets)
         if isinstance(x, Emitted) and self.fits(x):
             known = len(x.by_channel) > 0
-            return NOTHING if known else frames_of(x.numbers()), x.bits, x.by_channel, *own
+            return Reading(NOTHING if known else frames_of(x.numbers()), x.bits, x.by_channel, *own)
         flat = frames_of(x.numbers() if isinstance(x, Emitted) else x)
-        return flat, *events(flat, len(x), self.geometry), *own
+        return Reading(flat, *events(flat, len(x), self.geometry), *own)
 
     def fits(self, x: Emitted) -> bool:
         """Can it read the bits as they are? Then each group's begin with a byte."""
         return self.groups == 1 or self._own[0] % 8 == 0
-
-    @staticmethod
-    def passing(height: int, width: int, channels: int) -> tuple[Any, ...]:
-        """The first arguments of `respond`, and the geometry, where there is no synapse: currents come from elsewhere."""
-        vectors = min(max(SHAPES[1]), channels // LANES)
-        vectors = max(count for count in SHAPES[1] if count <= vectors)
-        blocks = -(-channels // (vectors * LANES))
-        geometry = Geometry(
-            height, width, channels, 1, height, width, channels, 0, 1, 0, 1, 0,
-            1, vectors, blocks, 0, 1, 1, 0, 1, 0, channels // 8, 0, 1,
-        )  # fmt: skip
-        bias = np.zeros(blocks * vectors * LANES, np.float32)
-        return (NOTHING, NO_BITS, NOTHING, NOTHING, False, bias, np.zeros((2, 64), np.int64)), geometry
 
     @property
     def marks(self) -> bool:
@@ -272,6 +257,18 @@ class Synapse:
             return flat.view(len(flat), self.out_channels)
         nhwc = flat.view(len(flat), self.out_height, self.out_width, self.out_channels)
         return nhwc.permute(0, 3, 1, 2) if dims == 4 else nhwc[:, 0].permute(0, 2, 1)
+
+
+def passing(height: int, width: int, channels: int) -> tuple[Reading, Geometry]:
+    """What `respond` takes where there is no synapse: neurons whose currents come from elsewhere."""
+    vectors = max(count for count in SHAPES[1] if count <= channels // LANES)
+    blocks = -(-channels // (vectors * LANES))
+    geometry = Geometry(
+        height, width, channels, 1, height, width, channels, 0, 1, 0, 1, 0,
+        1, vectors, blocks, 0, 1, 1, 0, 1, 0, channels // 8, 0, 1,
+    )  # fmt: skip
+    bias = np.zeros(blocks * vectors * LANES, np.float32)
+    return Reading(NOTHING, NO_BITS, NOTHING, NOTHING, False, bias, np.zeros((2, 64), np.int64)), geometry
 
 
 def _sizes(node: Node) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from transpike.engines.allocator import keep_freed_memory
@@ -26,6 +25,7 @@ from transpike.engines.program import ENGINES, Program, beside, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
+from transpike.engines.values import ChunkValues
 from transpike.errors import DataError
 from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret
@@ -172,7 +172,7 @@ class MicroBatch:
         """Steps ``done + 1 .. done + steps``; their read-out by name. T N ..."""
         self._done, self._steps = done, steps
         graph = self._program.graph
-        env = _ChunkValues(self._constants, self._program.batch_axes, steps)
+        env = ChunkValues(self._constants, self._program.batch_axes, steps)
         for name, x in self._frames.items():
             env[name] = channels_last(x[:, done : done + steps].movedim(1, 0).flatten(0, 1))
         interpret(self._program.body, env, lambda node, _: self._handle(node, env), self._program.body_frees)
@@ -191,7 +191,7 @@ class MicroBatch:
             average.keep(kept, self._samples, axes, axes[name])
         self._samples = len(kept)
 
-    def _handle(self, node: Node, env: _ChunkValues) -> Any:
+    def _handle(self, node: Node, env: ChunkValues) -> Any:
         if node.name in self._program.joined:
             result = self._receive(node, env)
         elif node.name in self._program.synapses:
@@ -229,7 +229,7 @@ class MicroBatch:
             self._populations[node.name] = population
         return population
 
-    def _send(self, node: Node, env: _ChunkValues) -> torch.Tensor:
+    def _send(self, node: Node, env: ChunkValues) -> torch.Tensor:
         """The currents of a synapse, by events if they are cheaper."""
         program, x = self._program, env.emitted(node.args[0].name)
         synapse, frames = program.synapses[node.name], self._steps * self._samples
@@ -246,7 +246,7 @@ class MicroBatch:
                 return call(node, env, frames, self._device)
             return arithmetic.currents(env[node.args[0].name])
 
-    def _receive(self, node: Node, env: _ChunkValues) -> torch.Tensor | Emitted:
+    def _receive(self, node: Node, env: ChunkValues) -> torch.Tensor | Emitted:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
         synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
@@ -288,7 +288,7 @@ class MicroBatch:
             shared[synapse, "folded"] = synapse.folded(shared[synapse], x.by_channel)
         return shared[synapse, "folded"]
 
-    def _differential(self, node: Node, env: _ChunkValues) -> torch.Tensor:
+    def _differential(self, node: Node, env: ChunkValues) -> torch.Tensor:
         summed = node.name in self._program.summed
         average = self._averages.setdefault(node.name, RunningMean(summed))
         varying = [name for name in dict.fromkeys(node.refs()) if name in self._program.averaged]
@@ -307,7 +307,7 @@ class MicroBatch:
         average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
         return change
 
-    def _beside(self, node: Node, env: _ChunkValues) -> Emitted | None:
+    def _beside(self, node: Node, env: ChunkValues) -> Emitted | None:
         """Bits beside bits, None where not all are."""
         if not beside(node):
             return None
@@ -333,27 +333,3 @@ class MicroBatch:
         """A view with the steps as first axis and samples on the batch axis. T ... N ..."""
         axis = self._program.batch_axes[name]
         return x.unflatten(axis, (self._steps, -1)).movedim(axis, 0)
-
-
-class _ChunkValues(dict[str, Any]):
-    """Values of a chunk; what was computed once is repeated for every step when it is read."""
-
-    def __init__(self, constants: Mapping[str, Any], batch_axes: Mapping[str, int], steps: int) -> None:
-        super().__init__()
-        self._constants, self._batch_axes, self._steps = constants, batch_axes, steps
-
-    def emitted(self, name: str) -> Any:
-        """The value as it is: spikes may be bits."""
-        return super().__getitem__(name)
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return value.numbers() if isinstance(value, Emitted) else value
-
-    def __missing__(self, name: str) -> Any:
-        value, axis = self._constants[name], self._batch_axes.get(name)
-        if axis is None or not isinstance(value, torch.Tensor):
-            return value
-        sizes = [-1] * (value.dim() + 1)
-        sizes[axis] = self._steps
-        return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
