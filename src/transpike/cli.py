@@ -35,6 +35,7 @@ from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
 from transpike.specs import import_factory, method_from, model_from, shape_from, task_from
+from transpike.spiking.plan import Granularity
 from transpike.spiking.store import write_file
 from transpike.tasks.catalog import Kind
 from transpike.tasks.data import Augmented, Counted, Preparation, loader_from
@@ -93,7 +94,9 @@ def train(
     out_folder: Annotated[Path, typer.Option("--out", help="folder for model.safetensors, history.json and the checkpoint")],
     weights: Weights = None,
     levels: Annotated[int, typer.Option(min=1, help="levels of the quantising activations")] = 8,
+    granularity: Annotated[Granularity, typer.Option(help="what shares a ceiling")] = QCFS.granularity,
     average_pooling: Annotated[bool, typer.Option(help="average pooling in the place of max pooling")] = False,
+    noise: Annotated[float, typer.Option(min=0, help="levels by which training is off, for few steps")] = QCFS.noise,
     epochs: Annotated[int, typer.Option(min=1, help="passes through the data")] = Recipe.epochs,
     lr: Annotated[float, typer.Option(min=0, help="learning rate of the first step, falls as a cosine")] = Recipe.lr,
     momentum: Annotated[float, typer.Option(min=0, max=1, help="of SGD")] = Recipe.momentum,
@@ -116,14 +119,13 @@ def train(
     test = test or (data if data.split(":")[0] in ("digits", "cifar10") else None)
     held_out = None if test is None else loader_from(test, _preparation(batch, None, size, mean, std, "test"), import_factory)
     few = islice(loader_from(data, preparation, import_factory), 10)
-    net = prepare(model_from(model, weights), QCFS(levels=levels, average_pooling=average_pooling), few)
-    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed)
+    net = prepare(model_from(model, weights), QCFS(levels, granularity, average_pooling, noise), few)
+    recipe, file = Recipe(epochs, lr, momentum, weight_decay, seed=seed), out_folder / "model.safetensors"
     with console.progress("training, batches", epochs * len(shuffled), as_json) as tick:
         batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
         history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)
-    file = out_folder / "model.safetensors"
     if as_json:
-        out.print_json(json.dumps({"file": str(file), "levels": levels, "history": [vars(epoch) for epoch in history]}))
+        out.print_json(json.dumps({"file": str(file), "levels": levels, "history": list(map(vars, history))}))
     else:
         out.print(f"wrote {file}: transpike convert {model} --weights {file} --method qcfs --data ...", highlight=False)
 

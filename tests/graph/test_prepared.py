@@ -259,3 +259,14 @@ def test_channels_lie_where_the_last_layer_put_them(layers: list[nn.Module], sha
     net = Prepared(nn.Sequential(*layers).eval(), 4, per_channel=True)
     net(torch.randn(2, 3, 7, 7))
     assert [tuple(c.shape) for c in net.ceilings] == shapes
+
+
+def test_noise_is_some_levels_wide_and_only_there_while_training() -> None:
+    net = Prepared(nn.Sequential(nn.ReLU()), 8, [4.0], noise=1.5)
+    z = torch.full((20_000,), 2.0)
+    assert torch.equal(net.eval()(z), z)
+    out = net.train()(z)
+    levels = ((out - 2) / 0.5).unique(return_counts=True)
+    assert levels[0].tolist() == [-1, 0, 1] and (levels[1] / len(z) - 1 / 3).abs().max() < 0.02
+    out.sum().backward()
+    assert net.ceilings[0].grad is not None

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from transpike.errors import PlanError
-from transpike.graph.quantised import qcfs
+from transpike.graph.quantised import guarded, qcfs
 from transpike.graph.roles import rectifier_ceiling
 
 __all__ = ["AtCall", "Prepared", "channel_shape", "intercepted"]
@@ -44,6 +44,7 @@ class Prepared(nn.Module):
         ceilings: initial values, activation units, for every rectifier call; None: found by the first pass, all ``initial``.
         per_channel: a ceiling for every channel, where the first pass makes them.
         average_pooling: average pooling in the place of max pooling, with the same kernel, stride and padding.
+        noise: in training mode pre-activations are off by up to so many levels, evenly distributed.
         initial: where no values are given (8 in the authors' code); a clip of the rectifier's own is not exceeded.
     """
 
@@ -55,12 +56,13 @@ class Prepared(nn.Module):
         *,
         per_channel: bool = False,
         average_pooling: bool = False,
+        noise: float = 0.0,
         initial: float = 8.0,
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
         self.levels, self.average_pooling, self.initial = levels, average_pooling, initial
-        self.per_channel, self.ceilings = per_channel, nn.ParameterList()
+        self.per_channel, self.noise, self.ceilings = per_channel, noise, nn.ParameterList()
         for value in ceilings or ():
             self._add(value)
         self._found = ceilings is not None
@@ -88,7 +90,11 @@ class Prepared(nn.Module):
                     raise PlanError(self._changed(f"at least {calls}"))
                 shape = channel_shape(z, axis) if self.per_channel else ()
                 self._add(torch.full(shape, self.initial if clip is None else min(clip, self.initial)))
-            return qcfs(z, self.ceilings[i], self.levels)
+            ceiling = self.ceilings[i]
+            if self.training and self.noise:
+                level = guarded(ceiling.detach()) / self.levels
+                z = z + torch.empty_like(z).uniform_(-self.noise, self.noise) * level
+            return qcfs(z, ceiling, self.levels)
 
         with intercepted(at_call, self.average_pooling):
             result = self.network(*args, **kwargs)

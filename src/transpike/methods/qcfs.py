@@ -10,14 +10,17 @@ epochs), `fit` reads the ceilings of the trained one.
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347.
-Departures: every channel may have a ceiling of its own (``granularity``); max pooling stays unless ``average_pooling`` asks for
-the paper's averages; ceilings start from data instead of at 8; the gradients are those of the authors' first code, see
-`transpike.graph.quantised`.
+Noise while training: Li and Rajendran, "Noise Adaptor: enhancing low-latency spiking neural networks through noise-injected low-bit
+ANN conversion", arXiv:2411.17431.
+Departures: every channel may have a ceiling of its own (``granularity``); noise is even and enters before the rounding; max
+pooling stays unless ``average_pooling`` asks for the paper's averages; ceilings start from data instead of at 8; the gradients
+are those of the authors' first code, see `transpike.graph.quantised`.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,6 +50,8 @@ class QCFS:
         levels: L, the levels of the activation while training.
         granularity: what shares a ceiling while training: a layer as in the paper, or a channel.
         average_pooling: train with average pooling in the place of max pooling, as the paper does.
+        noise: while training, pre-activations are off by up to so many levels, evenly distributed: integrate-and-fire neurons
+            miscount by as much where spikes come unevenly, and a network that knows it minds less (0.5 to 1; 0: none).
         v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
         cap: most spikes of a neuron in one step (None: no limit).
         signed: may neurons take spikes back?
@@ -57,6 +62,7 @@ class QCFS:
     levels: int = 8
     granularity: Granularity = Granularity.LAYER
     average_pooling: bool = False
+    noise: float = 0.0
     v_init: float = 0.5
     cap: int | None = 1
     signed: bool = False
@@ -106,12 +112,15 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
         model, per_channel = model.network, model.per_channel
     else:
         ceilings = None if batches is None else _start(model, method, batches)
-    return Prepared(model, method.levels, ceilings, per_channel=per_channel, average_pooling=method.average_pooling)
+    options = {"per_channel": per_channel, "average_pooling": method.average_pooling, "noise": method.noise}
+    return Prepared(model, method.levels, ceilings, **options)
 
 
 def _check(method: QCFS) -> None:
     if method.levels < 1:
         raise PlanError(f"QCFS(levels={method.levels}): levels is at least 1")
+    if not 0 <= method.noise < math.inf:
+        raise PlanError(f"QCFS(noise={method.noise}): noise is a number of levels, 0 for none")
     if method.granularity is Granularity.UNIT:
         raise PlanError("QCFS(granularity='unit'): a channel or a layer shares a ceiling")
     check_neurons(method)
