@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models import dyadic, eighths
 from transpike.engines.emitted import Emitted, Worth, frames_of
-from transpike.engines.event_arguments import NOTHING, SPARE
+from transpike.engines.event_vectors import NOTHING, SPARE
 from transpike.engines.events import Synapse
 from transpike.engines.executor import simulate
 from transpike.engines.vectors import LANES

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.event_arguments import NOTHING, SPARE
 from transpike.engines.event_kernels import numbers
+from transpike.engines.event_vectors import NOTHING, SPARE
 from transpike.engines.kernels import threads_for
 
 __all__ = ["Emitted", "Worth", "frames_of"]

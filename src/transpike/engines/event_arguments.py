@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["NOTHING", "NO_BITS", "SPARE", "Beside", "Geometry", "Neurons", "Reading", "Room"]
+from transpike.engines.event_vectors import NO_BITS, NOTHING
 
-SPARE = 8  # bytes behind the last pixel's bits: a word is read wherever one begins
-NOTHING: Any = np.empty(0, np.float32)
-NO_BITS: Any = np.zeros(SPARE, np.uint8)
+__all__ = ["Beside", "Geometry", "Neurons", "Reading", "Room"]
 
 
 class Geometry(NamedTuple):

@@ -19,8 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from transpike.engines.event_arguments import SPARE
-from transpike.engines.event_vectors import fire_vectors, line, numbers_of, occupied, word
+from transpike.engines.event_vectors import SPARE, fire_vectors, line, numbers_of, occupied, word
 from transpike.engines.vectors import LANES
 
 __all__ = ["events", "looked", "numbers", "respond"]

@@ -7,18 +7,23 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from transpike.engines import vectors as vec
 
-__all__ = ["SHAPES", "fire_vectors", "line", "numbers_of", "occupied", "word"]
+__all__ = ["NOTHING", "NO_BITS", "SHAPES", "SPARE", "fire_vectors", "line", "numbers_of", "occupied", "word"]
 
 # vectors of an output pixel that `line` holds at once, by how many neighbouring pixels it holds them of
 SHAPES = {1: (1, 2, 3, 4, 6, 8, 12), 3: (1, 2, 3, 4)}
 if vec.REGISTERS >= 32:
     SHAPES = {1: (*SHAPES[1], 16, 24), 3: (*SHAPES[3], 6, 8)}
+SPARE = 8  # bytes behind the last pixel's bits: a word is read wherever one begins
+NOTHING: Any = np.empty(0, np.float32)  # in the place of what is not read
+NO_BITS: Any = np.zeros(SPARE, np.uint8)
 _KINDS = 32  # more than a shape's vectors
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from transpike.engines.emitted import Emitted, frames_of
-from transpike.engines.event_arguments import NO_BITS, NOTHING, Beside, Geometry, Neurons, Reading, Room
+from transpike.engines.event_arguments import Beside, Geometry, Neurons, Reading, Room
 from transpike.engines.event_kernels import events, respond
-from transpike.engines.event_vectors import SHAPES
+from transpike.engines.event_vectors import NO_BITS, NOTHING, SHAPES
 from transpike.engines.kernels import threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Graph, Node, Ref
