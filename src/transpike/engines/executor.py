@@ -279,14 +279,12 @@ class MicroBatch:
 
     def _weights(self, synapse: Synapse, x: torch.Tensor | Emitted) -> Weights:
         """As the kernels read them, once for all: what neurons emit is worth the same at all times."""
-        shared = self._program.shared
-        if synapse not in shared:
-            shared[synapse] = synapse.layout(self._program.params)
-        if not isinstance(x, Emitted) or not synapse.fits(x) or not len(x.by_channel):
-            return shared[synapse]
-        if (synapse, "folded") not in shared:
-            shared[synapse, "folded"] = synapse.folded(shared[synapse], x.by_channel)
-        return shared[synapse, "folded"]
+        shared, params = self._program.shared, self._program.params
+        folded = isinstance(x, Emitted) and synapse.fits(x) and len(x.by_channel) > 0
+        if (synapse, folded) not in shared:
+            weights = synapse.layout(params)
+            shared[synapse, folded] = synapse.folded(weights, x.by_channel) if folded else weights
+        return shared[synapse, folded]
 
     def _differential(self, node: Node, env: ChunkValues) -> torch.Tensor:
         summed = node.name in self._program.summed
