@@ -19,6 +19,7 @@ from transpike.engines.budget import bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import looked
+from transpike.engines.event_vectors import NOTHING
 from transpike.engines.events import Synapse, Weights
 from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Program, beside, check_engine
@@ -280,10 +281,11 @@ class MicroBatch:
     def _weights(self, synapse: Synapse, x: torch.Tensor | Emitted) -> Weights:
         """As the kernels read them, once for all: what neurons emit is worth the same at all times."""
         shared, params = self._program.shared, self._program.params
-        folded = isinstance(x, Emitted) and synapse.fits(x) and len(x.by_channel) > 0
+        worth = x.by_channel if isinstance(x, Emitted) and synapse.fits(x) else NOTHING
+        folded = len(worth) > 0
         if (synapse, folded) not in shared:
             weights = synapse.layout(params)
-            shared[synapse, folded] = synapse.folded(weights, x.by_channel) if folded else weights
+            shared[synapse, folded] = synapse.folded(weights, worth) if folded else weights
         return shared[synapse, folded]
 
     def _differential(self, node: Node, env: ChunkValues) -> torch.Tensor:
