@@ -144,3 +144,26 @@ def test_probes_see_numbers(branches: Graph) -> None:
             branches, plan, [eighths(2, 3, 10, 10)], 4, engine=engine, probe=lambda node, x, *_, to=found: to.append(x.clone())
         )
     assert len(seen["dense"]) == len(seen["events"]) and all(map(torch.equal, *seen.values()))
+
+
+class Shared(nn.Module):
+    """One layer called twice, on spikes that are worth different amounts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.again(F.relu(self.stem(x))))
+        return F.relu(self.again(x)).mean((2, 3))
+
+
+def test_layers_that_share_weights_read_spikes_of_their_own_worth() -> None:
+    graph, x = capture(dyadic(Shared().eval()), torch.rand(2, 3, 8, 8)), [eighths(2, 3, 8, 8)]
+    sites = {
+        site.name: SiteParams(eighths(site.channels, seed=k, low=3, high=11), eighths(site.channels, seed=k + 50, low=0, high=3))
+        for k, site in enumerate(graph.sites)
+    }
+    dense, events = (simulate(graph, Plan(sites), x, 6, engine=engine) for engine in ("dense", "events"))
+    assert all(float(n.sum()) > 0 for n in dense.spikes.values())
+    assert all(torch.equal(n, events.spikes[name]) for name, n in dense.spikes.items())

@@ -236,7 +236,7 @@ class MicroBatch:
         synapse, frames = program.synapses[node.name], self._steps * self._samples
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
             if self._by_events(synapse, x, layer):
-                return synapse.currents(x, self._weights(synapse, x))
+                return synapse.currents(x, self._weights(synapse, node.args[0].name, x))
             return call(node, env, frames, self._device)
 
     def _multiply(self, node: Node, env: Mapping[str, Any], arithmetic: Arithmetic) -> torch.Tensor:
@@ -251,7 +251,8 @@ class MicroBatch:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
         synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
-        x, frames = env.emitted(joined.synapse.args[0].name), self._steps * self._samples
+        source, frames = joined.synapse.args[0].name, self._steps * self._samples
+        x = env.emitted(source)
         constant = joined.other in self._constants
         other = None if joined.other is None else self._constants[joined.other] if constant else env.emitted(joined.other)
         with self._trace.timed(node.name, synapse.macs, frames) as layer:
@@ -259,7 +260,7 @@ class MicroBatch:
                 like = synapse.logical(torch.empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
-                return neurons.receive(synapse, self._weights(synapse, x), x, other, self._steps, constant=constant)
+                return neurons.receive(synapse, self._weights(synapse, source, x), x, other, self._steps, constant=constant)
             current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
@@ -278,15 +279,19 @@ class MicroBatch:
         layer.events += len(x)
         return True
 
-    def _weights(self, synapse: Synapse, x: torch.Tensor | Emitted) -> Weights:
-        """As the kernels read them, once for all: what neurons emit is worth the same at all times."""
+    def _weights(self, synapse: Synapse, source: str, x: torch.Tensor | Emitted) -> Weights:
+        """As the kernels read them, once for all: what ``source`` emits is worth the same at all times.
+
+        Layers that share weights are one synapse, but what they read may be worth something else.
+        """
         shared, params = self._program.shared, self._program.params
         worth = x.by_channel if isinstance(x, Emitted) and synapse.fits(x) else NOTHING
         folded = len(worth) > 0
-        if (synapse, folded) not in shared:
+        key = (synapse, source if folded else None)
+        if key not in shared:
             weights = synapse.layout(params)
-            shared[synapse, folded] = synapse.folded(weights, worth) if folded else weights
-        return shared[synapse, folded]
+            shared[key] = synapse.folded(weights, worth) if folded else weights
+        return shared[key]
 
     def _differential(self, node: Node, env: ChunkValues) -> torch.Tensor:
         summed = node.name in self._program.summed
