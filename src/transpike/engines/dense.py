@@ -103,20 +103,20 @@ class DensePopulation:
         elif other is None:
             beside = Beside()
         else:
-            beside = Beside(frames_of(other if isinstance(other, torch.Tensor) else other.numbers()), kind=1 if constant else 2)
+            beside = Beside(frames_of(other), kind=1 if constant else 2)
         self._respond(synapse.read(x, weights), synapse.geometry, beside, emitted, out, steps)
         if emitted is not None:
             return emitted
         assert out is not None
         return synapse.logical(out, x.dim())
 
-    def emit(self, current: torch.Tensor, steps: int, *, constant: bool) -> torch.Tensor | Emitted:
+    def emit(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor | Emitted:
         """As `advance`, with a bit for a spike where neurons fire once at most and lie in memory as bits do."""
         frames, shape = steps * self._samples, tuple(self._site.shape)
         in_place = self._axis == 0 and len(shape) in (1, 3) and self._order == (*range(1, len(shape)), 0)
         once = self._params.kind is NeuronKind.INTEGRATE_AND_FIRE and not self._several
         if not in_place or not once or len(shape) != current.dim() - 1 or shape[0] % LANES:
-            return self.advance(current, steps, constant=constant, overwrite=False)
+            return self.advance(current, steps, constant=constant, overwrite=overwrite)
         emitted = Emitted(shape, frames, self._spike(), several=False)
         height, width = shape[1:] if len(shape) == 3 else (1, 1)
         reading, geometry = passing(height, width, shape[0])

@@ -104,7 +104,8 @@ class Emitted:
         return int(np.unpackbits(parts).sum()), 8 * len(parts)
 
 
-def frames_of(x: torch.Tensor) -> Any:
-    """Frames flat in the order NHWC, without a copy where they lie so already."""
+def frames_of(x: torch.Tensor | Emitted) -> Any:
+    """Numbers of the frames, flat in the order NHWC, without a copy where they lie so already."""
+    x = x.numbers() if isinstance(x, Emitted) else x
     last = x.movedim(1, -1) if x.dim() > 2 else x
     return last.contiguous().view(-1).numpy()

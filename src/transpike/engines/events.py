@@ -238,8 +238,8 @@ class Synapse:
         own = (weights.rows, weights.folded, weights.bias, self.offsets)
         if isinstance(x, Emitted) and self.fits(x):
             known = len(x.by_channel) > 0
-            return Reading(NOTHING if known else frames_of(x.numbers()), x.bits, x.by_channel, *own)
-        flat = frames_of(x.numbers() if isinstance(x, Emitted) else x)
+            return Reading(NOTHING if known else frames_of(x), x.bits, x.by_channel, *own)
+        flat = frames_of(x)
         return Reading(flat, *events(flat, len(x), self.geometry), *own)
 
     def fits(self, x: Emitted) -> bool:

@@ -219,9 +219,15 @@ class MicroBatch:
         constant = source in self._constants  # direct encoding: the same current at every step, not repeated
         current = self._constants[source] if constant else env[source]
         population = self._population(node, site, axis, current)
+        return self._advance(node, population, current, constant=constant, overwrite=source in self._program.own)
+
+    def _advance(
+        self, node: Node, population: Population, current: torch.Tensor, *, constant: bool, overwrite: bool
+    ) -> torch.Tensor | Emitted:
+        """What the neurons of ``node`` emit, as bits where a synapse may read them."""
         if node.name in self._program.heard and isinstance(population, DensePopulation):
-            return population.emit(current, self._steps, constant=constant)
-        return population.advance(current, self._steps, constant=constant, overwrite=source in self._program.own)
+            return population.emit(current, self._steps, constant=constant, overwrite=overwrite)
+        return population.advance(current, self._steps, constant=constant, overwrite=overwrite)
 
     def _population(self, node: Node, site: Site, axis: int, like: torch.Tensor) -> Population:
         population = self._populations.get(node.name)
@@ -264,10 +270,7 @@ class MicroBatch:
             current = call(joined.synapse, env, frames, self._device)
             if joined.other is not None:
                 current = current.add_(env[joined.other])
-            neurons = self._population(node, site, 0, current)
-            if node.name in program.heard and isinstance(neurons, DensePopulation):
-                return neurons.emit(current, self._steps, constant=False)
-            return neurons.advance(current, self._steps, constant=False, overwrite=True)
+            return self._advance(node, self._population(node, site, 0, current), current, constant=False, overwrite=True)
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less."""
