@@ -91,7 +91,7 @@ def inspect(
 def train(
     model: Model,
     data: Data,
-    out_folder: Annotated[Path, typer.Option("--out", help="folder for model.safetensors, history.json and the checkpoint")],
+    out_folder: Annotated[Path, typer.Option("--output", "-o", "--out", help="folder for the network, history and checkpoint")],
     weights: Weights = None,
     levels: Annotated[int, typer.Option(min=1, help="levels of the quantising activations")] = 8,
     granularity: Annotated[Granularity, typer.Option(help="what shares a ceiling")] = QCFS.granularity,

@@ -16,11 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from models import CASES, as_inputs, batch_of, calibration, captured, converted, dyadic, eighths, make, tensors, vectors
+from transpike.engines import budget
 from transpike.engines.budget import bytes_per_frame, chunking
-from transpike.engines.executor import Run, simulate
+from transpike.engines.executor import MicroBatch, Run, simulate
 from transpike.errors import DataError, MemoryBudgetError, SpecError
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph
+from transpike.methods.max_norm import MaxNorm
 from transpike.spiking.plan import Plan, SiteParams, expand
 
 
@@ -435,12 +437,33 @@ def _least(graph: Graph, plan: Plan, samples: int, steps: int) -> int:
     return high
 
 
+@pytest.mark.parametrize(("engine", "grows"), [("events", True), ("dense", False)])
+def test_chunks_grow_where_spikes_turn_out_to_be_bits(engine, grows, monkeypatch):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten()]
+    graph = capture(nn.Sequential(*layers, nn.Linear(16 * 36, 4)).eval(), x := torch.rand(1, 3, 12, 12))
+    plan = MaxNorm().fit(graph, [x])
+    monkeypatch.setattr(budget, "_CACHE_BYTES", 2 * 4 * 16 * 100)  # two steps of the first layer's numbers
+    chunks: list[int] = []
+    advance = MicroBatch.advance
+
+    def seen(self: MicroBatch, done: int, steps: int) -> dict[str, torch.Tensor]:
+        chunks.append(steps)
+        return advance(self, done, steps)
+
+    whole = simulate(graph, plan, [x], 20, engine=engine, chunk=20)
+    monkeypatch.setattr(MicroBatch, "advance", seen)
+    run = simulate(graph, plan, [x], 20, engine=engine)
+    assert chunks == ([2, 5, 5, 5, 3] if grows else [2] * 10)  # five of the last layer's, which is read as numbers
+    assert all(torch.equal(run.spikes[name], whole.spikes[name]) for name in run.spikes)
+
+
 def test_on_a_gpu_all_samples_go_together_and_its_memory_is_the_limit():
     graph, plan = converted("residual")
     largest = 4 * max(node.numel() for node in graph.body)
-    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 8 * 64 * largest) == (8, 64)
-    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 16 * largest) == (1, 16)
-    assert chunking(graph, plan, 64, 32, 4, None, 4, 1 << 40) == (4, 64)
+    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 8 * 64 * largest) == (8, 64, 8)
+    assert chunking(graph, plan, 64, 32, None, None, 4, 32 * 16 * largest) == (1, 16, 1)
+    assert chunking(graph, plan, 64, 32, 4, None, 4, 1 << 40) == (4, 64, 4)
 
 
 @pytest.mark.parametrize("samples", [1, 16])
@@ -449,10 +472,10 @@ def test_a_run_stays_within_its_memory_budget(name, samples):
     graph, plan = converted(name)
     x, steps = as_inputs(batch_of(name, samples)), 32
     least = _least(graph, plan, samples, steps)
-    for budget in (least, 2 * least, 8 * least):
+    for allowed in (least, 2 * least, 8 * least):
         with Peak([*x, *graph.params.values(), *plan.tensors().values()]) as peak:
-            simulate(graph, plan, x, steps, max_memory=budget)
-        assert 0 < peak.peak <= budget
+            simulate(graph, plan, x, steps, max_memory=allowed)
+        assert 0 < peak.peak <= allowed
 
 
 def test_one_sample_holds_its_state_and_one_threshold_per_unit():

@@ -14,7 +14,7 @@ from torch import nn
 import transpike
 from models import batch_of, calibration, dyadic, make
 from transpike.engines.counts import in_counts
-from transpike.errors import PlanError
+from transpike.errors import DataError, PlanError
 from transpike.graph.capture import capture
 from transpike.graph.interpret import forward
 from transpike.graph.prepared import Prepared
@@ -66,6 +66,7 @@ def test_a_network_that_does_not_quantise_is_refused_before_data_is_read() -> No
         ({"v_init": 2.0}, "v_init"),
         ({"cap": 0}, "cap"),
         ({"granularity": Granularity.UNIT}, "granularity"),
+        ({"granularity": "channel"}, "granularity"),
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any], says: str) -> None:
@@ -84,6 +85,11 @@ class Hidden(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c(torch.ops.aten.relu.default(self.b(torch.relu(self.a(x)))))
+
+
+def test_data_that_the_network_cannot_read_is_one_clear_line() -> None:
+    with pytest.raises(DataError, match=r"cannot read the data, which has shape \(2, 1, 8, 8\): .* 3 channels"):
+        prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), QCFS(), [torch.zeros(2, 1, 8, 8)])
 
 
 def test_sites_that_do_not_quantise_are_noted_and_get_their_largest_activation() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,11 +15,28 @@ from transpike.graph.ir import Graph, Node, Ref, Role, tree_refs
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
-__all__ = ["bytes_per_frame", "bytes_per_sample", "chunking"]
+__all__ = ["Chunks", "bytes_per_frame", "bytes_per_sample", "chunking"]
 
 _CACHE_BYTES = 16 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
 _ASIDE = 16  # one part in so many of the memory allowed is left to what libraries and the allocator keep for themselves
+_ENOUGH = 8  # steps together, beyond which a chunk that could be longer gains nothing
 _GPU_SHARE = 32  # on a GPU it takes this part of the memory: enough work for a launch, room for what is alive beside it
+
+
+class Chunks(NamedTuple):
+    """Steps of a chunk and samples of a micro-batch.
+
+    Args:
+        most: steps that memory allows for so many samples.
+    """
+
+    steps: int
+    samples: int
+    most: int
+
+    def grown(self, largest: int) -> int:
+        """Steps of later chunks, where the largest value of a step took ``largest`` bytes: bits take less than numbers."""
+        return max(self.steps, min(self.most, _ENOUGH, _CACHE_BYTES // max(1, largest)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ def chunking(
     itemsize: int,
     gpu_bytes: int | None = None,
     numbers: int | None = None,
-) -> tuple[int, int]:
+) -> Chunks:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
     On a GPU as many samples as fit go together: its memory sets the limit, not a cache. Some kinds of neurons need all steps
@@ -123,7 +141,8 @@ def chunking(
         together = min(samples, frames)
     if max_memory is None:
         per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
-        return per_chunk, max(1, min(samples, frames // per_chunk))
+        at_once = max(1, min(samples, frames // per_chunk))
+        return Chunks(per_chunk, at_once, steps if chunk is None and gpu_bytes is None else per_chunk)
     needs = _Needs.of(graph, plan, steps, itemsize, numbers)
     results = 0 if samples == 1 else samples * needs.result
     allowed = max_memory - max_memory // _ASIDE
@@ -144,7 +163,9 @@ def chunking(
             f"{_mib(needs.fixed + needs.state + steps * needs.frame)} for one sample; max_memory = {_mib(max_memory)} "
             f"allows {per_chunk}: allow more memory, or use fewer steps or inputs"
         )
-    return per_chunk, max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
+    at_once = max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
+    most = (free // at_once - needs.state) // max(1, needs.frame)
+    return Chunks(per_chunk, at_once, min(steps, most) if chunk is None and gpu_bytes is None else per_chunk)
 
 
 def _mib(count: int) -> str:

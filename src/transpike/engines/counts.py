@@ -181,7 +181,7 @@ def simulate_counts(
     times, changed = tuple(sorted(set(at))), graph.with_params({**graph.params, **plan.params})
     inputs = checked_inputs(graph, inputs)
     samples = len(inputs[0])
-    _, per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size(), numbers=4)
+    per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size(), numbers=4).samples
     counts: dict[str, torch.Tensor] = {}
     numbers: dict[Any, Any] = {}
     leaves: list[list[torch.Tensor]] = [[] for _ in times]

@@ -66,6 +66,11 @@ class Emitted:
     def __len__(self) -> int:
         return self._frames
 
+    @property
+    def nbytes(self) -> int:
+        """Of its bits, and of its numbers if there are any."""
+        return self.bits.nbytes + (0 if self.flat is None else self.flat.nbytes)
+
     def dim(self) -> int:
         """As for a tensor of the frames."""
         return 1 + len(self._shape)

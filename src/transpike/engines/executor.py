@@ -15,7 +15,7 @@ import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
-from transpike.engines.budget import bytes_per_sample, chunking
+from transpike.engines.budget import Chunks, bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
 from transpike.engines.emitted import Emitted, frames_of
 from transpike.engines.event_kernels import looked
@@ -100,14 +100,14 @@ def simulate(
     program = Program.of(graph, plan, "dense" if dense else engine, inputs[0])
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
-    per_chunk, per_run = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
-    per_run = samples if whole else per_run
+    chunks = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
+    per_run = samples if whole else chunks.samples
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
     result = None
     with torch.no_grad():
         for first in range(0, samples, per_run):
             some = [x[first : first + per_run] for x in inputs]
-            part = MicroBatch(program, some, first, probe, population or DensePopulation, arithmetic).run(steps, per_chunk)
+            part = MicroBatch(program, some, first, probe, population or DensePopulation, arithmetic).run(steps, chunks)
             if per_run >= samples:
                 return part
             result = room_for(part, samples, axes) if result is None else result
@@ -136,6 +136,7 @@ class MicroBatch:
         self._averages: dict[str, RunningMean] = {}
         self._trace = Trace()
         self._done, self._steps = 0, 1  # steps before this chunk, steps of this chunk
+        self._largest = 0  # bytes of a step's largest value in the last chunk
         self._constants: dict[str, Any] = dict(program.params)
         self._frames: dict[str, torch.Tensor] = {}  # streamed inputs. N T ...
         for value, x in zip(program.graph.inputs, inputs, strict=True):
@@ -150,15 +151,18 @@ class MicroBatch:
             program.prefix_frees,
         )
 
-    def run(self, steps: int, per_chunk: int) -> Run:
-        """All steps, ``per_chunk`` at once."""
+    def run(self, steps: int, chunks: Chunks) -> Run:
+        """All steps, so many at once."""
         graph = self._program.graph
         read: dict[str, torch.Tensor] = {}
-        for done in range(0, steps, per_chunk):
-            for name, y in self.advance(done, min(per_chunk, steps - done)).items():
+        done = 0
+        while done < steps:
+            together = min(chunks.grown(self._largest) if done else chunks.steps, steps - done)
+            for name, y in self.advance(done, together).items():
                 if name not in read:
                     read[name] = y.new_empty((steps, *y.shape[1:]))
                 read[name][done : done + len(y)] = y
+            done += together
         sites = {site.node: site.name for site in graph.sites}
         return Run(
             steps,
@@ -177,6 +181,7 @@ class MicroBatch:
         for name, x in self._frames.items():
             env[name] = channels_last(x[:, done : done + steps].movedim(1, 0).flatten(0, 1))
         interpret(self._program.body, env, lambda node, _: self._handle(node, env), self._program.body_frees)
+        self._largest = env.largest // steps
         return {name: self._steps_first(name, env[name]) for name in dict.fromkeys(tree_refs(graph.outputs))}
 
     def keep(self, kept: torch.Tensor) -> None:
@@ -267,7 +272,7 @@ class MicroBatch:
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
                 return neurons.receive(synapse, self._weights(synapse, source, x), x, other, self._steps, constant=constant)
-            current = call(joined.synapse, env, frames, self._device)
+            current = env.seen(call(joined.synapse, env, frames, self._device))
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._advance(node, self._population(node, site, 0, current), current, constant=False, overwrite=True)

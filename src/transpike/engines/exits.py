@@ -98,7 +98,7 @@ def simulate_until(
     program, samples = Program.of(graph, plan, engine, inputs[0]), len(inputs[0])
     first = max(first, start + 1)
     together = max(chunk, min(first, _TOGETHER))
-    together, per_run = chunking(graph, plan, samples, steps, together, max_memory, inputs[0].element_size())
+    together, per_run, _ = chunking(graph, plan, samples, steps, together, max_memory, inputs[0].element_size())
     per_run = min(samples, per_run * _AHEAD) if max_memory is None else per_run
     clock = _Clock(steps, start, first, together, min(chunk, together))
     result = _Result(program, samples)

@@ -13,11 +13,25 @@ __all__ = ["ChunkValues"]
 
 
 class ChunkValues(dict[str, Any]):
-    """What was computed once is repeated for every step when it is read; spikes that are bits become numbers."""
+    """What was computed once is repeated for every step when it is read; spikes that are bits become numbers.
+
+    Attributes:
+        largest: bytes of the largest value so far.
+    """
 
     def __init__(self, constants: Mapping[str, Any], batch_axes: Mapping[str, int], steps: int) -> None:
         super().__init__()
         self._constants, self._batch_axes, self._steps = constants, batch_axes, steps
+        self.largest = 0
+
+    def seen(self, value: Any) -> Any:
+        """The value, its size noted."""
+        if isinstance(value, (torch.Tensor, Emitted)):
+            self.largest = max(self.largest, value.nbytes)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, self.seen(value))
 
     def emitted(self, name: str) -> Any:
         """The value without that: spikes may be bits."""
@@ -25,7 +39,7 @@ class ChunkValues(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value.numbers() if isinstance(value, Emitted) else value
+        return self.seen(value.numbers()) if isinstance(value, Emitted) else value
 
     def __missing__(self, name: str) -> Any:
         value, axis = self._constants[name], self._batch_axes.get(name)
@@ -33,4 +47,4 @@ class ChunkValues(dict[str, Any]):
             return value
         sizes = [-1] * (value.dim() + 1)
         sizes[axis] = self._steps
-        return value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1)
+        return self.seen(value.unsqueeze(axis).expand(sizes).flatten(axis, axis + 1))

@@ -37,8 +37,11 @@ def check_neurons(method: Any) -> None:
     """Refuse neuron settings that make no sense, before any data is read.
 
     Raises:
-        PlanError: ``v_init`` or ``cap`` is out of range.
+        PlanError: ``v_init`` or ``cap`` is out of range, or ``granularity`` is none.
     """
+    if not isinstance(granularity := getattr(method, "granularity", Granularity.CHANNEL), Granularity):
+        known = ", ".join(map(str, Granularity))
+        raise PlanError(f"granularity is {granularity!r}: give one of {known} (transpike.spiking.plan)")
     if not 0 <= method.v_init <= 1:
         raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
     if method.cap is not None and method.cap < 1:

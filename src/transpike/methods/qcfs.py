@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from transpike.errors import PlanError
+from transpike.errors import DataError, PlanError
 from transpike.graph.batches import call_arguments, peek
 from transpike.graph.ir import Graph, Site
 from transpike.graph.prepared import Prepared, channel_shape, intercepted
@@ -104,6 +104,9 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
 
     Returns:
         The network to train, in the mode of ``model``.
+
+    Raises:
+        DataError: ``model`` cannot read the batches.
     """
     _check(method)
     per_channel = method.granularity is Granularity.CHANNEL
@@ -165,7 +168,12 @@ def _start(model: nn.Module, method: QCFS, batches: Any) -> list[torch.Tensor]:
         for batch in batches:
             args, kwargs = call_arguments(model, batch)
             with torch.no_grad(), intercepted(look, method.average_pooling):
-                model(*args, **kwargs)
+                try:
+                    model(*args, **kwargs)
+                except RuntimeError as error:
+                    sizes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
+                    reason = str(error).split("\n")[0]
+                    raise DataError(f"{type(model).__name__} cannot read the data, which has shape {sizes}: {reason}") from error
     found = [largest[i] * _GRID[errors[i].argmin(1)] for i in range(len(largest))]
     found = [np.where(ceiling > 0, ceiling, ceiling.max() or 1.0) for ceiling in found]
     return [torch.from_numpy(ceiling).reshape(shapes[i]) for i, ceiling in enumerate(found)]
