@@ -27,7 +27,7 @@ class Chunks(NamedTuple):
     """Steps of a chunk and samples of a micro-batch.
 
     Args:
-        most: steps that memory allows for so many samples.
+        most: steps that later chunks may have at most: what memory allows for so many samples.
     """
 
     steps: int
@@ -132,6 +132,7 @@ def chunking(
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
         chunk = steps
+    grows = chunk is None and gpu_bytes is None
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
     if gpu_bytes is None:
         together = min(samples, torch.get_num_threads())  # a thread works on a sample
@@ -142,7 +143,7 @@ def chunking(
     if max_memory is None:
         per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
         at_once = max(1, min(samples, frames // per_chunk))
-        return Chunks(per_chunk, at_once, steps if chunk is None and gpu_bytes is None else per_chunk)
+        return Chunks(per_chunk, at_once, steps if grows else per_chunk)
     needs = _Needs.of(graph, plan, steps, itemsize, numbers)
     results = 0 if samples == 1 else samples * needs.result
     allowed = max_memory - max_memory // _ASIDE
@@ -165,7 +166,7 @@ def chunking(
         )
     at_once = max(1, min(samples, frames // per_chunk, free // (needs.state + per_chunk * needs.frame)))
     most = (free // at_once - needs.state) // max(1, needs.frame)
-    return Chunks(per_chunk, at_once, min(steps, most) if chunk is None and gpu_bytes is None else per_chunk)
+    return Chunks(per_chunk, at_once, min(steps, most) if grows else per_chunk)
 
 
 def _mib(count: int) -> str:

@@ -166,14 +166,23 @@ def _start(model: nn.Module, method: QCFS, batches: Any) -> list[torch.Tensor]:
 
     for look in (find_largest, add_errors):
         for batch in batches:
-            args, kwargs = call_arguments(model, batch)
             with torch.no_grad(), intercepted(look, method.average_pooling):
-                try:
-                    model(*args, **kwargs)
-                except RuntimeError as error:
-                    sizes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
-                    reason = str(error).split("\n")[0]
-                    raise DataError(f"{type(model).__name__} cannot read the data, which has shape {sizes}: {reason}") from error
+                _show(model, batch)
     found = [largest[i] * _GRID[errors[i].argmin(1)] for i in range(len(largest))]
     found = [np.where(ceiling > 0, ceiling, ceiling.max() or 1.0) for ceiling in found]
     return [torch.from_numpy(ceiling).reshape(shapes[i]) for i, ceiling in enumerate(found)]
+
+
+def _show(model: nn.Module, batch: Any) -> None:
+    """Run the model on a batch for what looks on inside.
+
+    Raises:
+        DataError: the batch is nothing that it can read.
+    """
+    args, kwargs = call_arguments(model, batch)
+    try:
+        model(*args, **kwargs)
+    except RuntimeError as error:
+        sizes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{type(model).__name__} cannot read the data, which has shape {sizes}: {reason}") from error
