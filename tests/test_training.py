@@ -207,3 +207,25 @@ def test_what_the_command_trained_converts(tmp_path: Path, capsys: pytest.Captur
     assert report["ann"]["top1"] > 0.9 and report["top1"][7] > report["ann"]["top1"] - 0.06
     assert main(["convert", model[0], *convert[4:]]) == 1
     assert "prepare(model" in capsys.readouterr().err
+
+
+def test_epochs_by_what_neurons_send_follow_ordinary_ones_and_help_at_few_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transpike.cli import main
+
+    def at_two_steps(trained: Path) -> float:
+        model, file = ["transpike.demo:digits_net", "--weights", str(trained)], tmp_path / "net.spike"
+        convert = ["convert", *model, "--data", "digits", "--method", "qcfs", "--set", "levels=4", "-o", str(file)]
+        assert main([*convert, "--limit", "100", "--json"]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", str(file), "--data", "digits", "--steps", "2", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["top1"][1]
+
+    first, *more = (tmp_path / name for name in ("first", "levels", "steps"))
+    assert main([*COMMAND[:6], "--epochs", "1", "--output", str(first)]) == 0
+    again = [*COMMAND[:6], "--epochs", "2", "--lr", "0.005", "--weights", str(first / "model.safetensors")]
+    for folder, options in zip(more, ([], ["--steps", "2"]), strict=True):
+        assert main([*again, *options, "--output", str(folder)]) == 0
+    by_levels, by_steps = (at_two_steps(folder / "model.safetensors") for folder in more)
+    assert by_steps > by_levels + 0.02, (by_levels, by_steps)

@@ -49,9 +49,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, package.module:factory, a .pt2 or a .spike file")]
 Network = Annotated[Path, typer.Argument(help="the .spike file that `transpike convert` wrote")]
 Weights = Annotated[str | None, typer.Option(help="state dict (.pt, .safetensors); for torchvision also a name such as DEFAULT")]
-Data = Annotated[
-    str, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or package.module:factory; tasks have others")
-]
+Data = Annotated[str, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE, package.module:factory; tasks have more")]
 TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, detection, video, pointcloud or events")]
 Options = Annotated[list[str] | None, typer.Option("--option", help="a setting of the task, as clips=10; see docs/tasks")]
 Batch = Annotated[int, typer.Option(min=1, help="samples in a batch")]
@@ -97,6 +95,7 @@ def train(
     granularity: Annotated[Granularity, typer.Option(help="what shares a ceiling")] = QCFS.granularity,
     average_pooling: Annotated[bool, typer.Option(help="average pooling in the place of max pooling")] = False,
     noise: Annotated[float, typer.Option(min=0, help="levels by which training is off, for few steps")] = QCFS.noise,
+    steps: Annotated[int | None, typer.Option(min=1, help="steps of neurons to train by instead: the last epochs")] = QCFS.steps,
     epochs: Annotated[int, typer.Option(min=1, help="passes through the data")] = Recipe.epochs,
     lr: Annotated[float, typer.Option(min=0, help="learning rate of the first step, falls as a cosine")] = Recipe.lr,
     momentum: Annotated[float, typer.Option(min=0, max=1, help="of SGD")] = Recipe.momentum,
@@ -119,11 +118,12 @@ def train(
     test = test or (data if data.split(":")[0] in ("digits", "cifar10") else None)
     held_out = None if test is None else loader_from(test, _preparation(batch, None, size, mean, std, "test"), import_factory)
     few = islice(loader_from(data, preparation, import_factory), 10)
-    net = prepare(model_from(model, weights), QCFS(levels, granularity, average_pooling, noise), few)
-    recipe, file = Recipe(epochs, lr, momentum, weight_decay, seed=seed), out_folder / "model.safetensors"
+    net = prepare(model_from(model, weights), QCFS(levels, granularity, average_pooling, noise, steps), few)
+    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed)
     with console.progress("training, batches", epochs * len(shuffled), as_json) as tick:
         batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
         history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)
+    file = out_folder / "model.safetensors"
     if as_json:
         out.print_json(json.dumps({"file": str(file), "levels": levels, "history": list(map(vars, history))}))
     else:

@@ -67,6 +67,8 @@ def test_a_network_that_does_not_quantise_is_refused_before_data_is_read() -> No
         ({"cap": 0}, "cap"),
         ({"granularity": Granularity.UNIT}, "granularity"),
         ({"granularity": "channel"}, "granularity"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 4, "noise": 0.5}, "noise"),
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any], says: str) -> None:
@@ -238,3 +240,30 @@ def test_fine_tuning_recovers_what_few_levels_cost() -> None:
         errors.append(float(loss.detach()))
     assert errors[-1] < errors[0] / 2
     assert all(bool(((c - s).abs() > 1e-3).any()) for c, s in zip(net.ceilings, started, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize(("cap", "signed"), [(1, False), (3, False), (2, True)])
+def test_training_by_steps_answers_as_the_converted_network_and_learns_by_the_quantiser(
+    granularity: Granularity, cap: int, signed: bool
+) -> None:
+    method = QCFS(levels=4, granularity=granularity, steps=6, cap=cap, signed=signed)
+    net = prepare(make("residual"), method, calibration("residual"))
+    x = batch_of("residual")
+    spiking = transpike.simulate(transpike.convert(net.eval(), method, calibration("residual")), x, 6).readout(6)
+    net.train().network.eval()  # batch norm by its running statistics, as in the converted network
+    out = net(x)
+    assert torch.allclose(out, spiking, atol=1e-5) and not torch.allclose(out, net.eval()(x), atol=1e-3)
+    net.train()
+    assert torch.equal(net.eval()(x), prepare(net, dataclasses.replace(method, steps=None)).eval()(x))
+    out.square().sum().backward()
+    assert all(c.grad is not None and c.grad.isfinite().all() for c in net.ceilings)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in net.named_parameters() if name.endswith("weight"))
+
+
+def test_training_by_steps_leaves_modes_as_they_are_and_counts_statistics_once() -> None:
+    net = prepare(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout()), QCFS(steps=4), [torch.randn(8, 3)])
+    net.train().network[3].eval()
+    net(torch.randn(8, 3))
+    assert [module.training for module in net.network] == [True, True, True, False]
+    assert net.network[1].num_batches_tracked == 1

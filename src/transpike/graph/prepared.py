@@ -2,6 +2,13 @@
 
     relu(z)  ->  lambda_i clip(floor(z L / lambda_i + 1/2) / L, 0, 1),   i: the call's place in the forward pass
 
+While training it may also be the spiking network that answers (``steps``): all steps of its neurons run first, then each
+activation has the value of their mean and the gradients of `qcfs`:
+
+    relu(z)  ->  h + (sum_t theta_i s_i(t) / T - h).detach(),   h = qcfs(z), theta_i: lambda_i by the cap of bursts
+
+which is what the converted network answers where linear layers, rectifiers and max pools are all there is.
+
 The user's own ``forward`` runs as it is; the calls are caught on their way into torch (`torch.overrides`), so functional,
 in-place and shared rectifiers are all seen, and nothing in the copy is renamed or replaced.
 """
@@ -10,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,12 +31,14 @@ from transpike.errors import PlanError
 from transpike.graph.quantised import guarded, qcfs
 from transpike.graph.roles import rectifier_ceiling
 
-__all__ = ["AtCall", "Prepared", "channel_shape", "intercepted"]
+__all__ = ["AtCall", "Neurons", "Prepared", "channel_shape", "intercepted"]
 
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 
 # what takes the place of a rectifier: number of the call, pre-activation, upper clip (None: none), axis of the channels
 AtCall = Callable[[int, torch.Tensor, float | None, int], torch.Tensor]
+# what neurons send (T N *site): currents of all steps (T N *site), ceiling (broadcasts against a step's currents)
+Neurons = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Prepared(nn.Module):
@@ -45,6 +55,8 @@ class Prepared(nn.Module):
         per_channel: a ceiling for every channel, where the first pass makes them.
         average_pooling: average pooling in the place of max pooling, with the same kernel, stride and padding.
         noise: in training mode pre-activations are off by up to so many levels, evenly distributed.
+        steps: in training mode activations are what ``neurons`` send on average in so many steps (None: levels). For it modules
+            run in eval mode, with the running statistics of batch norm; gradients are taken in training mode.
         initial: where no values are given (8 in the authors' code); a clip of the rectifier's own is not exceeded.
     """
 
@@ -57,6 +69,8 @@ class Prepared(nn.Module):
         per_channel: bool = False,
         average_pooling: bool = False,
         noise: float = 0.0,
+        steps: int | None = None,
+        neurons: Neurons | None = None,
         initial: float = 8.0,
     ) -> None:
         super().__init__()
@@ -65,6 +79,7 @@ class Prepared(nn.Module):
         self.per_channel, self.noise, self.ceilings = per_channel, noise, nn.ParameterList()
         for value in ceilings or ():
             self._add(value)
+        self.steps, self._neurons = steps, neurons
         self._found = ceilings is not None
         self.train(network.training)
 
@@ -81,6 +96,7 @@ class Prepared(nn.Module):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         calls = 0
+        sent = self._sent(args, kwargs) if self.training and self.steps and self._found else ()
 
         def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
             nonlocal calls
@@ -94,7 +110,8 @@ class Prepared(nn.Module):
             if self.training and self.noise:
                 level = guarded(ceiling.detach()) / self.levels
                 z = z + torch.empty_like(z).uniform_(-self.noise, self.noise) * level
-            return qcfs(z, ceiling, self.levels)
+            h = qcfs(z, ceiling, self.levels)
+            return h + (sent[i] - h).detach() if sent else h
 
         with intercepted(at_call, self.average_pooling):
             result = self.network(*args, **kwargs)
@@ -102,6 +119,23 @@ class Prepared(nn.Module):
             raise PlanError(self._changed(str(calls)))
         self._found = True
         return result
+
+    def _sent(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+        """For every rectifier call what its neurons send on average, all steps of a sample side by side in the batch."""
+        steps, neurons, sent = self.steps, self._neurons, []
+        assert steps is not None and neurons is not None
+
+        def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
+            spikes = neurons(z.unflatten(0, (steps, -1)), guarded(self.ceilings[i]))
+            sent.append(spikes.mean(0))
+            return spikes.flatten(0, 1)
+
+        def repeated(x: Any) -> Any:
+            return torch.cat([x] * steps) if isinstance(x, torch.Tensor) and x.dim() else x
+
+        with torch.no_grad(), _evaluating(self.network), intercepted(at_call, self.average_pooling, steps):
+            self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
+        return sent
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """As for any module.
@@ -148,6 +182,18 @@ class Prepared(nn.Module):
         )
 
 
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, in its own mode afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def channel_shape(z: torch.Tensor, axis: int) -> tuple[int, ...]:
     """The shape in which one value per channel broadcasts against ``z``: C x 1 x 1 for channels in the axis 1 of 4."""
     return (z.shape[axis], *[1] * (z.dim() - axis - 1))
@@ -160,18 +206,20 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
 
     Args:
         at_call: what takes its place. average_pooling: average pooling in the place of max pooling.
+        steps: so many steps of a sample lie in the batch, and max pooling is of sums over steps, as in spiking networks.
     """
 
-    def __init__(self, at_call: AtCall, average_pooling: bool = False) -> None:
+    def __init__(self, at_call: AtCall, average_pooling: bool = False, steps: int = 1) -> None:
         super().__init__()
-        self._at_call, self._average, self._calls, self._last = at_call, average_pooling, 0, False
+        self._at_call, self._average, self._steps = at_call, average_pooling, steps
+        self._calls, self._last = 0, False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        if self._average and func in _POOLS:
-            return _average_pool(func, args, options)
+        if func in _POOLS and (self._average or self._steps > 1):
+            return _average_pool(func, args, options) if self._average else _pool_of_sums(func, args, options, self._steps)
         self._last = func in _CHANNELS_LAST or (self._last and func not in _CHANNELS_FIRST)
         found = _rectifier(func, args, options)
         if found is None:
@@ -256,3 +304,12 @@ def _average_pool(func: Callable[..., Any], args: tuple[Any, ...], options: Mapp
     if call.pop("return_indices", False) or call.pop("dilation", 1) not in (1, (1,), (1, 1), (1, 1, 1), [1, 1]):
         raise PlanError(f"{func.__name__} with indices or dilation has no average in its place: drop average_pooling")
     return _POOLS[func](**call)
+
+
+def _pool_of_sums(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any], steps: int) -> torch.Tensor:
+    """``max(S_t) - max(S_(t-1))`` with the sums ``S_t`` over steps: its mean is the max of the mean."""
+    rest = dict(options)
+    x = args[0] if args else rest.pop("input")
+    sums = x.unflatten(0, (steps, -1)).cumsum(0).flatten(0, 1)
+    pooled = func(sums, *args[1:], **rest).unflatten(0, (steps, -1))
+    return torch.cat([pooled[:1], pooled.diff(dim=0)]).flatten(0, 1)

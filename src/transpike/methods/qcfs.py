@@ -10,6 +10,8 @@ epochs), `fit` reads the ceilings of the trained one.
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347.
+Training by what neurons send (``steps``): Yu et al., "Advancing training efficiency of deep spiking neural networks through
+rate-based backpropagation", NeurIPS 2024, arXiv:2410.11488.
 Noise while training: Li and Rajendran, "Noise Adaptor: enhancing low-latency spiking neural networks through noise-injected low-bit
 ANN conversion", arXiv:2411.17431.
 Departures: every channel may have a ceiling of its own (``granularity``); noise is even and enters before the rounding; max
@@ -23,6 +25,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +38,7 @@ from transpike.graph.ir import Graph, Site
 from transpike.graph.prepared import Prepared, channel_shape, intercepted
 from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
 from transpike.methods._statistics import quantisation_errors
+from transpike.spiking.neurons import step
 from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["QCFS", "prepare"]
@@ -52,6 +56,9 @@ class QCFS:
         average_pooling: train with average pooling in the place of max pooling, as the paper does.
         noise: while training, pre-activations are off by up to so many levels, evenly distributed: integrate-and-fire neurons
             miscount by as much where spikes come unevenly, and a network that knows it minds less (0.5 to 1; 0: none).
+        steps: while training, activations are what the neurons send on average in so many steps, with the gradients of the
+            quantiser (None: the quantiser's levels): costs steps + 3 forward passes instead of 3, for the last epochs of
+            a network that shall answer after few steps.
         v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
         cap: most spikes of a neuron in one step (None: no limit).
         signed: may neurons take spikes back?
@@ -63,6 +70,7 @@ class QCFS:
     granularity: Granularity = Granularity.LAYER
     average_pooling: bool = False
     noise: float = 0.0
+    steps: int | None = None
     v_init: float = 0.5
     cap: int | None = 1
     signed: bool = False
@@ -115,8 +123,27 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
         model, per_channel = model.network, model.per_channel
     else:
         ceilings = None if batches is None else _start(model, method, batches)
-    options = {"per_channel": per_channel, "average_pooling": method.average_pooling, "noise": method.noise}
-    return Prepared(model, method.levels, ceilings, **options)
+    return Prepared(
+        model,
+        method.levels,
+        ceilings,
+        per_channel=per_channel,
+        average_pooling=method.average_pooling,
+        noise=method.noise,
+        steps=method.steps,
+        neurons=partial(_send, method),
+    )
+
+
+def _send(method: QCFS, currents: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
+    """What the method's neurons send in every step, activation units: T N *site, as ``currents``."""
+    threshold = ceiling / (method.cap or 1)  # bursts share the ceiling
+    sent = torch.empty_like(currents)
+    v, net = torch.zeros_like(currents[0]) + method.v_init * threshold, torch.zeros_like(currents[0])
+    for t, current in enumerate(currents):
+        spikes, v, net = step(v, net, current, threshold, method.cap, method.signed)
+        torch.mul(spikes, threshold, out=sent[t])
+    return sent
 
 
 def _check(method: QCFS) -> None:
@@ -124,6 +151,10 @@ def _check(method: QCFS) -> None:
         raise PlanError(f"QCFS(levels={method.levels}): levels is at least 1")
     if not 0 <= method.noise < math.inf:
         raise PlanError(f"QCFS(noise={method.noise}): noise is a number of levels, 0 for none")
+    if method.steps is not None and method.steps < 1:
+        raise PlanError(f"QCFS(steps={method.steps}): steps is at least 1, or None to train the quantiser itself")
+    if method.steps and method.noise:
+        raise PlanError(f"QCFS(steps={method.steps}, noise={method.noise}): noise stands for what steps do, give one of them")
     if method.granularity is Granularity.UNIT:
         raise PlanError("QCFS(granularity='unit'): a channel or a layer shares a ceiling")
     check_neurons(method)
