@@ -44,13 +44,14 @@ class Case:
     batch: int
     longest: int  # steps of methods that do not depend on the number of steps
     steps: tuple[int, ...] = (4, 8, 16, 32)  # of those that do: one conversion each
+    later: tuple[int, ...] = ()  # further ones for the chains of the papers' tables (`LATER`)
 
 
 CASES = (
     Case("mnist_cnn", 2000, 500, 100, 128),
     Case("mnist_no_bias", 2000, 500, 100, 128),
     Case("nmnist_cnn", 880, 220, 110, 128),
-    Case("cifar10_resnet20", 1000, 1000, 100, 128),
+    Case("cifar10_resnet20", 1000, 1000, 100, 128, later=(64, 128)),
     Case("modelnet_pointnet", 100, 64, 16, 64),
     Case("imagenet_mobilenetv1", 200, 200, 20, 128),
     Case("imagenet_squeezenet", 50, 60, 20, 64, (4, 8, 16)),
@@ -94,6 +95,7 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "Auto unsigned": lambda t: Auto(steps=t, signed=False),
     "Auto parallel": lambda t: Auto(steps=t, cap=1, signed=False, parallel=True),
 }
+LATER = ("LTB + LightCalibration", "LTB + AdvancedCalibration")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def rows() -> Iterator[Row]:
         for name, method in ANY_STEPS.items():
             yield Row(case, name, method, case.longest)
         for name, of in FOR_STEPS.items():
-            for steps in case.steps:
+            for steps in case.steps + (case.later if name in LATER else ()):
                 yield Row(case, name, of(steps), steps)
 
 

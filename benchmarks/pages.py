@@ -189,6 +189,10 @@ def measured_page() -> str:
         ]
     if engines := read("engines"):
         lines += engines_table(engines["networks"])
+    if startup := read("startup"):
+        over = ", ".join(f"{start} {row['over']:.1f} s" for start, row in startup["starts"].items())
+        asked = "ResNet-34, first simulation of a process over the steady state (cold: kernels compiled, warm: from the cache)"
+        lines += ["", f"{asked}: {over}."]
     if memory:
         budget = f"ResNet-34, 224 × 224, batch 8, max_memory {memory['budget'] >> 20} MiB; peak resident size of the process:"
         lines += ["", "## Memory", "", budget, ""]

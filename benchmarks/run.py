@@ -10,12 +10,12 @@ import sys
 
 from benchmarks.common import RESULTS, ROOT
 
-NAMES = ("speed", "memory", "universality", "convergence", "accuracy", "early_exit")
-RESUMABLE = ("universality", "convergence", "accuracy")
+ONCE = ("speed", "engines", "startup", "gpu", "memory", "task_memory", "group_norm", "early_exit")
+RESUMABLE = ("universality", "convergence", "accuracy", "bursts", "tasks", "qcfs", "board")
 
 
 def main(names: list[str]) -> None:
-    for name in names or NAMES:
+    for name in names or ONCE + RESUMABLE:
         if name in RESUMABLE or names or not (RESULTS / f"{name}.json").exists():
             print(f"== {name}", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
