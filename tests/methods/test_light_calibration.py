@@ -290,8 +290,8 @@ def test_notes_say_for_how_many_steps_and_a_group_fits_the_memory() -> None:
     assert [len(inputs[0]) for inputs in groups] == [7, 7, 6]
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"samples": 0}, {"iterations": 0}])
-def test_settings_out_of_range_are_refused_before_data_is_read(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"samples": 0}, {"iterations": 0}, {"granularity": "channel"}])
+def test_settings_out_of_range_are_refused_before_data_is_read(settings: dict[str, Any]) -> None:
     def unread() -> Iterator[torch.Tensor]:
         raise AssertionError("data was read")
         yield

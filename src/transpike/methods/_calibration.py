@@ -13,7 +13,7 @@ from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Graph, Site
-from transpike.methods._observe import check_refines, rectify
+from transpike.methods._observe import check_granularity, check_refines, rectify
 from transpike.spiking.plan import Plan, SiteParams, expand
 
 __all__ = ["Shift", "ann_means", "check_calibration", "plus", "sample_groups", "shifted"]
@@ -32,8 +32,9 @@ def check_calibration(method: Any, graph: Graph, plan: Plan | None) -> Plan:
     """The plan, if there is one that fits and the settings make sense.
 
     Raises:
-        PlanError: no plan, one of another network, or ``steps`` or ``samples`` below 1.
+        PlanError: no plan, one of another network, ``steps`` or ``samples`` below 1, or ``granularity`` is none.
     """
+    check_granularity(method)
     if method.steps < 1 or method.samples < 1:
         raise PlanError(f"{type(method).__name__}(steps={method.steps}, samples={method.samples}): both are at least 1")
     return check_refines(method, graph, plan)

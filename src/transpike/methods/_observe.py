@@ -17,6 +17,7 @@ from transpike.graph.ir import Graph, Site
 from transpike.spiking.plan import Granularity, Plan, SiteParams, versions, weights_hash
 
 __all__ = [
+    "check_granularity",
     "check_neurons",
     "check_refines",
     "collapse",
@@ -33,15 +34,24 @@ __all__ = [
 _MEMORY = 2 << 30  # bytes that the activations of samples that are looked at together may take
 
 
+def check_granularity(method: Any) -> None:
+    """Refuse a granularity, where the method has one, that is none.
+
+    Raises:
+        PlanError: ``granularity`` is no `Granularity`.
+    """
+    if not isinstance(granularity := getattr(method, "granularity", Granularity.CHANNEL), Granularity):
+        known = ", ".join(map(str, Granularity))
+        raise PlanError(f"granularity is {granularity!r}: give one of {known} (transpike.spiking.plan)")
+
+
 def check_neurons(method: Any) -> None:
     """Refuse neuron settings that make no sense, before any data is read.
 
     Raises:
         PlanError: ``v_init`` or ``cap`` is out of range, or ``granularity`` is none.
     """
-    if not isinstance(granularity := getattr(method, "granularity", Granularity.CHANNEL), Granularity):
-        known = ", ".join(map(str, Granularity))
-        raise PlanError(f"granularity is {granularity!r}: give one of {known} (transpike.spiking.plan)")
+    check_granularity(method)
     if not 0 <= method.v_init <= 1:
         raise PlanError(f"v_init is {method.v_init}: a fraction of the threshold, from 0 to 1")
     if method.cap is not None and method.cap < 1:
