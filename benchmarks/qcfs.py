@@ -47,9 +47,10 @@ class Training:
 
 _CHANNEL = Granularity.CHANNEL
 TRAININGS = {
-    "8": Training(QCFS(levels=8, noise=0.6), Recipe(epochs=12, lr=0.02, ceiling_decay=5e-4)),
-    "4": Training(QCFS(levels=4, granularity=_CHANNEL), Recipe(epochs=14, lr=0.03, ceiling_decay=5e-4)),
-    "4, then 8 steps": Training(QCFS(levels=4, granularity=_CHANNEL, steps=8), Recipe(epochs=2, lr=0.005), "4"),
+    "8": Training(QCFS(levels=8, noise=0.6), Recipe(epochs=12, lr=0.02, ceiling_decay=5e-4, ceiling_rate=1.0)),
+    "4": Training(QCFS(levels=4, granularity=_CHANNEL), Recipe(epochs=12, lr=0.003)),
+    "4, short": Training(QCFS(levels=4, granularity=_CHANNEL), Recipe(epochs=3, lr=0.003)),
+    "4, short, then 8 steps": Training(QCFS(levels=4, granularity=_CHANNEL, steps=8), Recipe(epochs=2, lr=0.002), "4, short"),
 }
 TEMPERATURE = 3.0
 ANN_BARS = {8: 91.0, 4: 90.3}
@@ -62,7 +63,7 @@ def fine_tuned(name: str) -> tuple[Prepared, list[dict[str, Any]]]:
     module = zoo()
     assert module is not None
     training = TRAININGS[name]
-    path = FOLDER / f"resnet20-{name.replace(', then ', '-').replace(' ', '-')}.safetensors"
+    path = FOLDER / f"resnet20-{name.replace(', ', '-').replace(' ', '-')}.safetensors"
     inputs = module.calibration(CASE)
     start = module.model(CASE) if training.after is None else fine_tuned(training.after)[0]
     net = prepare(start, training.method, inputs[:500].split(100)).to(memory_format=torch.channels_last)

@@ -121,6 +121,21 @@ def test_weights_decay_and_ceilings_only_if_asked() -> None:
         assert (net.ceilings[0].item() == 2.0) is stays
 
 
+class Shifted(Still):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.stack((self.weight[0], self.ceilings[0], torch.tensor(0.0)))
+
+
+def test_ceilings_learn_at_their_share_of_the_learning_rate() -> None:
+    batches = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
+    moved = {}
+    for share in (1.0, 0.25):
+        net = Shifted()
+        train(net, batches, Recipe(epochs=1, lr=0.1, weight_decay=0.0, ceiling_rate=share))
+        moved[share] = 2.0 - net.ceilings[0].item(), 1.0 - net.weight[0].item()
+    assert moved[0.25][0] == pytest.approx(moved[1.0][0] / 4, rel=1e-4) and moved[0.25][1] == moved[1.0][1] != 0
+
+
 def test_a_loss_that_is_not_finite_stops_with_one_line() -> None:
     data = [(torch.full((4, 1, 8, 8), math.nan), torch.zeros(4).long())]
     with pytest.raises(TrainingError, match="loss is nan at step 1: lower the learning rate"):

@@ -3,7 +3,9 @@
     lr(k) = lr (1 + cos(pi k / K)) / 2,   step k of K
 
 Nothing in it is special to quantised networks, but that ceilings get no weight decay (it would only shrink them, and with
-them the range of the activation). An epoch draws its random numbers from ``seed + epoch`` alone, so training that was
+them the range of the activation) and a small share of the learning rate: the gradient of one is a sum over all activations that
+share it, and at the rate of the weights many fall below zero, where their neurons are silent for good (Esser et al., "Learned
+step size quantization", ICLR 2020, arXiv:1902.08153, divide by the root of activations times levels for the same reason). An epoch draws its random numbers from ``seed + epoch`` alone, so training that was
 killed and resumed ends with the same bits as training that was not.
 """
 
@@ -41,6 +43,7 @@ class Recipe:
         momentum: of SGD.
         weight_decay: of weights, biases and batch norm; ceilings get ``ceiling_decay``.
         ceiling_decay: of the ceilings.
+        ceiling_rate: learning rate of the ceilings, as a share of ``lr``.
         seed: of everything random in an epoch (order, augmentation, dropout).
     """
 
@@ -49,6 +52,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ceiling_decay: float = 0.0
+    ceiling_rate: float = 0.1
     seed: int = 0
 
 
@@ -156,7 +160,7 @@ def _epoch(
     total, seen = 0.0, 0
     for step, batch in enumerate(batches):
         for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * (1 + math.cos(math.pi * (before + step) / (recipe.epochs * steps))) / 2
+            group["lr"] = group["share"] * recipe.lr * (1 + math.cos(math.pi * (before + step) / (recipe.epochs * steps))) / 2
         args, kwargs, target = _labelled(model, batch)
         value = loss(model(*args, **kwargs), target)
         now = value.item()
@@ -197,8 +201,8 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     ceilings = {id(p) for name, p in model.named_parameters() if "ceilings" in name.split(".")}
     found = list(model.parameters())
     groups = [
-        {"params": [p for p in found if id(p) not in ceilings], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in found if id(p) in ceilings], "weight_decay": recipe.ceiling_decay},
+        {"params": [p for p in found if id(p) not in ceilings], "weight_decay": recipe.weight_decay, "share": 1.0},
+        {"params": [p for p in found if id(p) in ceilings], "weight_decay": recipe.ceiling_decay, "share": recipe.ceiling_rate},
     ]
     return [group for group in groups if group["params"]]
 
