@@ -98,7 +98,7 @@ class DensePopulation:
         frames, several = steps * self._samples, self._several
         emitted = Emitted(tuple(self._site.shape), frames, self._spike(), several) if synapse.marks else None
         out = emitted.flat if emitted is not None else torch.empty(frames, self._site.units)
-        if isinstance(other, Emitted) and emitted is not None and not several and other.flat is None:
+        if isinstance(other, Emitted) and emitted is not None and not several and not other.several:
             beside = Beside(_numpy(other.worth.units), other.bits, 3)
         elif other is None:
             beside = Beside()

@@ -41,11 +41,11 @@ class Emitted:
         several: may a neuron emit anything but one spike? Then numbers are kept beside the bits.
 
     Attributes:
-        bits: frames NHWC, and `SPARE` bytes.
+        bits: frames NHWC, and `SPARE` bytes. flat: the numbers, None until they are asked for where bits say it all.
     """
 
     def __init__(self, shape: tuple[int, ...], frames: int, worth: Worth, several: bool) -> None:
-        self._shape, self._frames, self.worth = shape, frames, worth
+        self._shape, self._frames, self.worth, self.several = shape, frames, worth, several
         units = worth.units.numel()
         self.bits = np.empty(frames * units // 8 + SPARE, np.uint8)
         self.flat = torch.empty(frames, units) if several else None
@@ -84,7 +84,7 @@ class Emitted:
 
     def sums(self, before: torch.Tensor, steps: int) -> torch.Tensor:
         """What each sample has emitted after every step of the chunk, ``before`` it included (samples, logical)."""
-        assert self.flat is None, "spikes that come one by one are bits"
+        assert not self.several, "spikes that come one by one are bits"
         out = torch.empty(self._frames, self.worth.units.numel())
         self._count_into(out, frames_of(before), True, steps, len(before))
         return self._logical(out)

@@ -308,7 +308,7 @@ class MicroBatch:
         means = {}
         for name in varying:
             emitted = env.emitted(name)
-            if summed and isinstance(emitted, Emitted) and emitted.flat is None:
+            if summed and isinstance(emitted, Emitted) and not emitted.several:
                 means[name] = average.add_spikes(name, emitted, self._steps)
                 continue
             means[name] = torch.empty_like(env[name])
@@ -325,7 +325,7 @@ class MicroBatch:
         if not beside(node):
             return None
         parts = [env.emitted(name) for name in node.refs()]
-        if not all(isinstance(part, Emitted) and part.flat is None for part in parts):
+        if not all(isinstance(part, Emitted) and not part.several for part in parts):
             return None
         key, shared = (node.name, "worth"), self._program.shared
         together = Emitted.beside(parts, shared.get(key))
