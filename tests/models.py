@@ -419,7 +419,7 @@ CASES: dict[str, Case] = {
     "branched_stem": Case(BranchedStem),
     "depthwise": Case(depthwise),
     "conv1d": Case(conv1d, lambda n: vectors(n, 3, 10)),
-    "conv3d": Case(conv3d, lambda n: vectors(n, 2, 4, 6, 6)),
+    "conv3d": Case(conv3d, lambda n: vectors(n, 2, 4, 8, 8)),
     "upsampling": Case(upsampling),
     "shared_conv": Case(SharedConv),
     "batch_norm_first": Case(BatchNormFirst),
