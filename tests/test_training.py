@@ -152,7 +152,7 @@ def test_data_without_targets_or_batches_is_refused() -> None:
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     file, data = tmp_path / "c.pt", [(torch.zeros(4, 1, 8, 8), torch.zeros(4).long())]
     train(network(), data, Recipe(epochs=1), checkpoint=file)
-    with pytest.raises(ArtifactError, match=r"lr 0.02 there, 0.5 here"):
+    with pytest.raises(ArtifactError, match=r"lr 0.003 there, 0.5 here"):
         train(network(), data, Recipe(epochs=1, lr=0.5), checkpoint=file)
     with pytest.raises(ArtifactError, match="another network"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, Recipe(epochs=1), checkpoint=file)

@@ -40,7 +40,8 @@ class Recipe:
 
     Args:
         epochs: passes through the data.
-        lr: learning rate of the first step; falls to 0 as a cosine.
+        lr: learning rate of the first step; falls to 0 as a cosine. The default is for weights that are trained already, which
+            0.01 and more undo; from random weights 0.1 is usual.
         momentum: of SGD.
         weight_decay: of weights, biases and batch norm; ceilings get ``ceiling_decay``.
         ceiling_decay: of the ceilings.
@@ -49,7 +50,7 @@ class Recipe:
     """
 
     epochs: int = 10
-    lr: float = 0.02
+    lr: float = 0.003
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ceiling_decay: float = 0.0

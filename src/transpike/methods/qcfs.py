@@ -57,8 +57,8 @@ class QCFS:
         noise: while training, pre-activations are off by up to so many levels, evenly distributed: integrate-and-fire neurons
             miscount by as much where spikes come unevenly, and a network that knows it minds less (0.5 to 1; 0: none).
         steps: while training, activations are what the neurons send on average in so many steps, with the gradients of the
-            quantiser (None: the quantiser's levels): costs steps + 3 forward passes instead of 3, for the last epochs of
-            a network that shall answer after few steps.
+            quantiser (None: the quantiser's levels): steps + 3 forward passes instead of 3, for a last epoch, at a tenth of the
+            learning rate, of a network that shall answer after few steps.
         v_init: initial membrane potential as a fraction of the threshold; 0.5 is what the activation rounds by.
         cap: most spikes of a neuron in one step (None: no limit).
         signed: may neurons take spikes back?
