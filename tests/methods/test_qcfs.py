@@ -267,3 +267,34 @@ def test_training_by_steps_leaves_modes_as_they_are_and_counts_statistics_once()
     net(torch.randn(8, 3))
     assert [module.training for module in net.network] == [True, True, True, False]
     assert net.network[1].num_batches_tracked == 1
+
+
+class Auxiliary(nn.Module):
+    """A rectifier more while training, and one pooling with indices if asked."""
+
+    def __init__(self, indices: bool = False, extra: int = 1) -> None:
+        super().__init__()
+        self.indices, self.extra = indices, extra
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.relu()
+        if self.indices:
+            x = nn.functional.max_pool1d(x, 2, return_indices=True)[0]
+        for _ in range(self.extra if self.training else 1 - self.extra):
+            x = x.relu()
+        return x
+
+
+@pytest.mark.parametrize(("extra", "says"), [(1, "1 rectifiers"), (0, "at least 2|2 rectifiers")])
+def test_training_by_steps_asks_for_the_same_rectifiers_in_both_modes(extra: int, says: str) -> None:
+    x = torch.rand(2, 3, 4)
+    net = prepare(Auxiliary(extra=extra), QCFS(steps=2))
+    with pytest.raises(PlanError, match=says):
+        for _ in range(2):  # the first pass finds the ceilings
+            net.train()(x)
+
+
+def test_training_by_steps_refuses_pooling_with_indices() -> None:
+    net = prepare(Auxiliary(indices=True, extra=0), QCFS(steps=2), [torch.rand(2, 3, 4)])
+    with pytest.raises(PlanError, match="drop steps"):
+        net.train()(torch.rand(2, 3, 4))

@@ -126,6 +126,8 @@ class Prepared(nn.Module):
         assert steps is not None and neurons is not None
 
         def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
+            if i == len(self.ceilings):
+                raise PlanError(self._changed(f"at least {i + 1}"))
             spikes = neurons(z.unflatten(0, (steps, -1)), guarded(self.ceilings[i]))
             sent.append(spikes.mean(0))
             return spikes.flatten(0, 1)
@@ -135,6 +137,8 @@ class Prepared(nn.Module):
 
         with torch.no_grad(), _evaluating(self.network), intercepted(at_call, self.average_pooling, steps):
             self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
+        if len(sent) != len(self.ceilings):
+            raise PlanError(self._changed(str(len(sent))))
         return sent
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -218,6 +222,8 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
+        if func in _WITH_INDICES and (self._average or self._steps > 1):
+            raise PlanError(f"{func.__name__}: indices hold for one step and one maximum: drop steps and average_pooling")
         if func in _POOLS and (self._average or self._steps > 1):
             return _average_pool(func, args, options) if self._average else _pool_of_sums(func, args, options, self._steps)
         self._last = func in _CHANNELS_LAST or (self._last and func not in _CHANNELS_FIRST)
@@ -294,6 +300,7 @@ _POOLS: Mapping[Any, Callable[..., Any]] = {
     F.adaptive_max_pool2d: F.adaptive_avg_pool2d,
     F.adaptive_max_pool3d: F.adaptive_avg_pool3d,
 }
+_WITH_INDICES = {getattr(F, f"{kind}max_pool{d}d_with_indices") for kind in ("", "adaptive_") for d in (1, 2, 3)}
 
 
 def _average_pool(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]) -> torch.Tensor:
