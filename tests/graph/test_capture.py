@@ -147,7 +147,7 @@ def test_functional_rectifiers_are_named_after_the_module_that_calls_them():
         ("depthwise", [("2#1", (8, 4, 4), 0, 6.0), ("5#1", (8, 4, 4), 0, 6.0), ("8#1", (12, 4, 4), 0, 6.0)]),
         ("attention", [("relu#1", (5, 8), 1, None), ("relu#2", (5, 16), 1, None)]),
         ("tokens_first", [("relu#1", (5, 8), 1, None)]),
-        ("conv3d", [("2#1", (4, 4, 6, 6), 0, None), ("5#1", (5, 2, 3, 3), 0, None)]),
+        ("conv3d", [("2#1", (4, 4, 8, 8), 0, None), ("5#1", (5, 2, 4, 4), 0, None)]),
     ],
 )
 def test_a_site_has_name_shape_channel_axis_and_ceiling(name, sites):
