@@ -4,7 +4,7 @@
 
 Nothing in it is special to quantised networks, but that ceilings get no weight decay (it would only shrink them, and with
 them the range of the activation) and a small share of the learning rate: the gradient of one is a sum over all activations that
-share it, and at lr 0.03 in full many fell below zero, where their neurons are silent for good (decision 0006; Esser et al., "Learned
+share it, and at lr 0.03 in full many fell below zero, where their neurons are silent for good (Esser et al., "Learned
 step size quantization", ICLR 2020, arXiv:1902.08153, divide by the root of activations times levels for the same reason).
 An epoch draws its random numbers from ``seed + epoch`` alone, so training that was killed and resumed ends with the same bits
 as training that was not.
