@@ -37,7 +37,7 @@ from transpike.graph.encode import (
     shape_of,
 )
 from transpike.graph.ir import DeviceSlot, Graph, Input, Node, Ref, Role, tree_refs
-from transpike.graph.prepared import NETWORK, Prepared
+from transpike.graph.prepared import NETWORK, Prepared, modes_kept
 from transpike.graph.probe import mixing_problems
 from transpike.graph.roles import base_name
 
@@ -151,17 +151,13 @@ def _in_one_precision(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Modu
 def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram | None, list[str]]:
     batch = Dim("batch", min=1)
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
-    modes = {name: module.training for name, module in model.named_modules()}
     try:
-        with _silence(), torch.no_grad():
+        with modes_kept(model), _silence(), torch.no_grad():
             dynamic = {**dict(zip(_parameter_names(model), shapes[0], strict=False)), **shapes[1]} if kwargs else shapes[0]
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             return program.run_decompositions({}), []
     except Exception as error:  # torch.export has no closed list of what it raises
         return None, [_explain(error)]
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
 
 
 @contextmanager

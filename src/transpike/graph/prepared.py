@@ -31,7 +31,7 @@ from transpike.errors import PlanError
 from transpike.graph.quantised import guarded, qcfs
 from transpike.graph.roles import rectifier_ceiling
 
-__all__ = ["AtCall", "Neurons", "Prepared", "channel_shape", "intercepted"]
+__all__ = ["AtCall", "Neurons", "Prepared", "channel_shape", "intercepted", "modes_kept"]
 
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 
@@ -135,7 +135,8 @@ class Prepared(nn.Module):
         def repeated(x: Any) -> Any:
             return torch.cat([x] * steps) if isinstance(x, torch.Tensor) and x.dim() else x
 
-        with torch.no_grad(), _evaluating(self.network), intercepted(at_call, self.average_pooling, steps):
+        with torch.no_grad(), modes_kept(self.network), intercepted(at_call, self.average_pooling, steps):
+            self.network.eval()
             self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
         if len(sent) != len(self.ceilings):
             raise PlanError(self._changed(str(len(sent))))
@@ -187,15 +188,14 @@ class Prepared(nn.Module):
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in its own mode afterwards."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every module is in its own mode (training or eval) afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
 
 
 def channel_shape(z: torch.Tensor, axis: int) -> tuple[int, ...]:
@@ -222,9 +222,10 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        if func in _WITH_INDICES and (self._average or self._steps > 1):
+        pooled_otherwise = self._average or self._steps > 1
+        if pooled_otherwise and func in _WITH_INDICES:
             raise PlanError(f"{func.__name__}: indices hold for one step and one maximum: drop steps and average_pooling")
-        if func in _POOLS and (self._average or self._steps > 1):
+        if pooled_otherwise and func in _POOLS:
             return _average_pool(func, args, options) if self._average else _pool_of_sums(func, args, options, self._steps)
         self._last = func in _CHANNELS_LAST or (self._last and func not in _CHANNELS_FIRST)
         found = _rectifier(func, args, options)
