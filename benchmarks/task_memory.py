@@ -42,7 +42,7 @@ class Case:
     options: tuple[str, ...] = ("weights", "weights_backbone")
 
 
-_segmenter = partial(Case, segmentation.core, (513, 513), steps=4)  # a step is 150 to 180 G multiply-accumulates
+_segmenter = partial(Case, segmentation.core, (513, 513))
 _detector = partial(Case, detectors.core, (800, 1088), budget=4 * GIB, steps=4)
 _video = partial(Case, lambda model: model, (16, 112, 112), options=("weights",))
 
@@ -52,6 +52,9 @@ CASES = {
     "r2plus1d_18": _video(),
     "fcn_resnet50": _segmenter(),
     "deeplabv3_resnet50": _segmenter(),
+    "lraspp_mobilenet_v3_large": _segmenter(),
+    "ssd300_vgg16": Case(detectors.core, (300, 300)),
+    "ssdlite320_mobilenet_v3_large": Case(detectors.core, (320, 320)),
     "retinanet_resnet50_fpn": _detector(),
     "fcos_resnet50_fpn": _detector(),
 }

@@ -152,9 +152,9 @@ ROWS = {
     "deeplab MMSE(32) signed cap 4 + light": Row(
         DEEPLAB, Chain(MMSE(steps=32, cap=4, signed=True), LightCalibration(steps=32)), 32, 100, 28, ((32, 1.0),)
     ),
-    "deeplab MMSE(64) signed": Row(DEEPLAB, MMSE(steps=64, signed=True), 64, 50, 28, ((64, 3.0),)),
-    "fastestdet MMSE(64)": Row(FASTEST, MMSE(steps=64), 128, 25, 28),
-    "deeplab MMSE(64)": Row(DEEPLAB, MMSE(steps=64), 128, 10, 28),
+    "deeplab MMSE(64) signed": Row(DEEPLAB, MMSE(steps=64, signed=True), 64, 100, 28, ((64, 3.0),)),
+    "fastestdet MMSE(64)": Row(FASTEST, MMSE(steps=64), 128, 100, 28),
+    "deeplab MMSE(64)": Row(DEEPLAB, MMSE(steps=64), 128, 100, 28),
 }
 
 

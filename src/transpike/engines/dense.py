@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpike.engines.emitted import Emitted, Worth, frames_of
+from transpike.engines.emitted import Counted, Emitted, Worth, frames_of
 from transpike.engines.event_arguments import Beside, Geometry, Neurons, Reading, Room
 from transpike.engines.event_kernels import respond
 from transpike.engines.events import Synapse, Weights, passing
-from transpike.engines.kernels import fire, threads_for
+from transpike.engines.kernels import Halves, fire, threads_for
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
@@ -26,6 +26,8 @@ from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
 __all__ = ["DensePopulation", "gpu_kernel", "memory_order"]
 
+_NO_HALVES = Halves()
+_ONES = "ones"  # among what populations share: what spikes are worth that are counted
 _ZEROS = "zeros"  # among what populations share: the currents of all sites that have none
 
 
@@ -77,6 +79,30 @@ class DensePopulation:
             spikes, drive = x.clone() if shares and not overwrite else x, None
         self._fire(spikes, drive, steps)
         return self._logical(spikes, current)
+
+    def absorb(
+        self, sums: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor | Counted | None, steps: int, *, heard: bool
+    ) -> torch.Tensor | Counted:
+        """As `advance` for the currents ``sums + bias + other``, which are made on the way: one pass over memory.
+
+        Args:
+            sums: bfloat16, steps x samples along the batch axis. bias: by channel. other: as ``sums``, in float32 or counts.
+            heard: does anything in low precision read the spikes? They are `Counted` then.
+        """
+        halves, added = self._units_inmemory_order(sums), torch.zeros(()) if bias is None else bias
+        parts = Halves(_bits(halves), _numpy(self._flat(added)))
+        if isinstance(other, Counted):
+            counts = self._units_inmemory_order(other.spikes)
+            parts = parts._replace(counts=_bits(counts), worth=_numpy(other.worth.units))
+        elif other is not None:
+            parts = parts._replace(beside=_numpy(self._units_inmemory_order(other)))
+        if not heard:
+            numbers = torch.empty(halves.shape)
+            self._fused(numbers, None, steps, parts)
+            return self._logical(numbers, sums)
+        spikes = torch.empty_like(halves)
+        self._fused(torch.empty(0), None, steps, parts._replace(spikes=_bits(spikes)))
+        return Counted(self._logical(spikes, sums), self._spike())
 
     def receive(
         self,
@@ -186,18 +212,23 @@ class DensePopulation:
         self._count = torch.zeros_like(self._count)
         self._sent = self._count
 
-    def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
-        nothing = np.empty(0, _numpy(spikes).dtype)
+    def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int, halves: Halves = _NO_HALVES) -> None:
+        nothing, worth = np.empty(0, _numpy(spikes).dtype), self._worth
+        if halves.spikes.size:
+            worth = self._shared.setdefault(_ONES, torch.ones(0))
+            if len(worth) < self._site.units:
+                worth = self._shared[_ONES] = torch.ones(self._site.units)
         cap = math.inf if self._params.cap is None else self._params.cap
-        with threads_for(spikes.numel()):
+        with threads_for(steps * self._samples * self._site.units):
             fire(
                 _numpy(spikes),
                 nothing if drive is None else _numpy(drive),
+                halves,
                 _numpy(self._v),
                 _numpy(self._sent) if self._params.signed else nothing,
                 _numpy(self._count),
                 _numpy(self._theta),
-                _numpy(self._worth),
+                _numpy(worth),
                 _numpy(self._extra),
                 steps,
                 self._samples,
@@ -289,6 +320,11 @@ def memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, .
     if last is not None and batch_axis == 0 and rank == like.dim() - 1 and like.is_contiguous(memory_format=last):
         return (*range(1, rank), 0)
     return tuple(range(rank))
+
+
+def _bits(x: torch.Tensor) -> Any:
+    """bfloat16 as the integers of its bits, flat."""
+    return x.view(torch.int16).view(-1).numpy()
 
 
 def _numpy(x: torch.Tensor) -> Any:

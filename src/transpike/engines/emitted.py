@@ -15,7 +15,7 @@ from transpike.engines.event_kernels import numbers
 from transpike.engines.event_vectors import NOTHING, SPARE
 from transpike.engines.kernels import threads_for
 
-__all__ = ["Emitted", "Worth", "frames_of"]
+__all__ = ["Counted", "Emitted", "Worth", "frames_of"]
 
 _LOOKS, _LOOKED = 16, 128  # parts of the bits whose density is measured, and how many bytes each has
 
@@ -107,6 +107,31 @@ class Emitted:
         apart = max(_LOOKED, len(bits) // _LOOKS)
         parts = np.concatenate([bits[first : first + _LOOKED] for first in range(0, len(bits), apart)])
         return int(np.unpackbits(parts).sum()), 8 * len(parts)
+
+
+class Counted:
+    """The spikes of one layer in a chunk as whole numbers in bfloat16, which is what low precision multiplies.
+
+    Args:
+        spikes: frames first, channels innermost in memory.
+    """
+
+    def __init__(self, spikes: torch.Tensor, worth: Worth) -> None:
+        self.spikes, self.worth = spikes, worth
+        self._numbers: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the spikes, and of the numbers if they were asked for."""
+        return self.spikes.nbytes + (0 if self._numbers is None else self._numbers.nbytes)
+
+    def numbers(self) -> torch.Tensor:
+        """Spikes times what they are worth, laid out as they are."""
+        if self._numbers is None:
+            shape = self.spikes.movedim(1, -1).shape
+            worth = self.worth.units.view(shape[1:]).movedim(-1, 0)
+            self._numbers = self.spikes.float().mul_(worth)
+        return self._numbers
 
 
 def frames_of(x: torch.Tensor | Emitted) -> Any:

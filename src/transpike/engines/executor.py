@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -17,12 +17,13 @@ from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import Chunks, bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation
-from transpike.engines.emitted import Emitted, frames_of
+from transpike.engines.emitted import Counted, Emitted, frames_of
 from transpike.engines.event_kernels import looked
 from transpike.engines.event_vectors import NOTHING
 from transpike.engines.events import Synapse, Weights
-from transpike.engines.precision import Arithmetic, Float32, arithmetic_of, check_precision
-from transpike.engines.program import ENGINES, Program, beside, check_engine
+from transpike.engines.population import NewPopulation, Population
+from transpike.engines.precision import Arithmetic, Bfloat16, Float32, arithmetic_of, check_precision
+from transpike.engines.program import ENGINES, Joined, Program, beside, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
@@ -31,26 +32,12 @@ from transpike.errors import DataError
 from transpike.graph.batches import check_frames, checked_inputs
 from transpike.graph.interpret import call, channels_last, interpret
 from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
-from transpike.spiking.plan import Plan, SiteParams
+from transpike.spiking.plan import Plan
 
 __all__ = ["ENGINES", "Probe", "Run", "bytes_per_sample", "simulate"]
 
 # called with a node of the body, what it emits for a chunk [steps, samples, ...], the chunk's first step and sample
 Probe = Callable[[Node, torch.Tensor, int, int], None]
-
-
-class Population(Protocol):
-    """The neurons of one site while a run lasts."""
-
-    def advance(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor: ...
-    def spikes(self) -> torch.Tensor: ...
-    def net(self) -> torch.Tensor: ...
-    def membrane(self) -> torch.Tensor: ...
-    def keep(self, kept: torch.Tensor) -> None: ...
-
-
-# a site, its numbers, samples, batch axis, a current of the kind to come, and what populations of one run share
-NewPopulation = Callable[[Site, SiteParams, int, int, torch.Tensor, dict[Any, Any]], Population]
 
 
 def simulate(
@@ -97,7 +84,8 @@ def simulate(
     check_frames(graph, inputs, steps)
     arithmetic = arithmetic_of(graph, plan, precision)
     dense = population is not None or precision != "float32"
-    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0])
+    halves = {name: found.counting for name, found in arithmetic.items() if isinstance(found, Bfloat16) and population is None}
+    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0], halves)
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
     chunks = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
@@ -214,7 +202,7 @@ class MicroBatch:
             result = self._add_in_place(node, env)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
         if self._probe is not None and node.floating:
-            emitted = result.numbers() if isinstance(result, Emitted) else result
+            emitted = result.numbers() if isinstance(result, (Emitted, Counted)) else result
             self._probe(node, self._steps_first(node.name, emitted), self._done, self._first_sample)
         return result
 
@@ -250,17 +238,31 @@ class MicroBatch:
                 return synapse.currents(x, self._weights(synapse, node.args[0].name, x))
             return call(node, env, frames, self._device)
 
-    def _multiply(self, node: Node, env: Mapping[str, Any], arithmetic: Arithmetic) -> torch.Tensor:
+    def _multiply(self, node: Node, env: ChunkValues, arithmetic: Arithmetic) -> torch.Tensor:
         """The currents of a synapse with an arithmetic of its own."""
         frames = self._steps * self._samples
         with self._trace.timed(node.name, arithmetic.macs, frames, arithmetic.label):
             if isinstance(arithmetic, Float32):
                 return call(node, env, frames, self._device)
-            return arithmetic.currents(env[node.args[0].name])
+            x = env.emitted(node.args[0].name) if isinstance(arithmetic, Bfloat16) else env[node.args[0].name]
+            return arithmetic.currents(x)
 
-    def _receive(self, node: Node, env: ChunkValues) -> torch.Tensor | Emitted:
+    def _absorb(self, node: Node, env: ChunkValues, joined: Joined, arithmetic: Bfloat16) -> torch.Tensor | Counted:
+        """What neurons emit that make their currents of sums in bfloat16 themselves."""
+        other = None if joined.other is None else env.emitted(joined.other)
+        with self._trace.timed(node.name, arithmetic.macs, self._steps * self._samples, arithmetic.label):
+            sums = arithmetic.sums(env.emitted(joined.synapse.args[0].name))
+            like = torch.empty_like(sums[:1], dtype=torch.float32)
+            neurons, heard = self._population(node, self._program.sites[node.name], 0, like), node.name in self._program.counted
+            assert isinstance(neurons, DensePopulation)
+            return neurons.absorb(sums, arithmetic.bias, other, self._steps, heard=heard)
+
+    def _receive(self, node: Node, env: ChunkValues) -> torch.Tensor | Emitted | Counted:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
+        arithmetic = self._arithmetic.get(joined.synapse.name)
+        if isinstance(arithmetic, Bfloat16):
+            return self._absorb(node, env, joined, arithmetic)
         synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
         source, frames = joined.synapse.args[0].name, self._steps * self._samples
         x = env.emitted(source)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import get_num_threads, njit, prange, set_num_threads
 
-__all__ = ["count_levels", "fire", "threads_for"]
+__all__ = ["Halves", "count_levels", "fire", "threads_for"]
 
 _BLOCK = 1024  # units
 _WORTH_THREADS = 1 << 17  # elements
@@ -35,13 +36,63 @@ def threads_for(elements: int) -> Iterator[None]:
         set_num_threads(before)
 
 
+class Halves(NamedTuple):
+    """Currents in parts, ``sums + bias + beside + worth counts``, and where spikes go: numbers of bfloat16 as bits of int16.
+
+    Attributes:
+        sums: what low precision multiplies, flat in the order steps, samples, units; empty where there are none.
+        bias: of each unit.
+        beside: what is added in float32, flat as ``sums``, or empty.
+        counts: spikes of others, flat as ``sums``, or empty. worth: what one of them is worth, of each unit.
+        spikes: room for those that are sent, flat as ``sums``, in the place of their worth; or empty.
+    """
+
+    sums: Any = np.empty(0, np.int16)
+    bias: Any = np.empty(0, np.float32)
+    beside: Any = np.empty(0, np.float32)
+    counts: Any = np.empty(0, np.int16)
+    worth: Any = np.empty(0, np.float32)
+    spikes: Any = np.empty(0, np.int16)
+
+
+@njit(inline="always")
+def _widen(row, halves, low, first, wide):
+    """The currents of one row, summed in the order of their parts; ``wide`` is room for the bits of a float32 each."""
+    size, values = len(row), wide.view(np.float32)
+    sums, bias = halves.sums[first : first + size], halves.bias[low : low + size]
+    for i in range(size):
+        wide[i] = np.int32(sums[i]) << 16
+    for i in range(size):
+        row[i] = values[i] + bias[i]
+    if halves.beside.size:
+        beside = halves.beside[first : first + size]
+        for i in range(size):
+            row[i] += beside[i]
+    if halves.counts.size:
+        counts, worth = halves.counts[first : first + size], halves.worth[low : low + size]
+        for i in range(size):
+            wide[i] = np.int32(counts[i]) << 16
+        for i in range(size):
+            row[i] += worth[i] * values[i]
+
+
+@njit(inline="always")
+def _narrow(row, to):
+    """Spike counts to bfloat16: exact to 256, the nearest beyond."""
+    bits = row.view(np.int32)
+    for i in range(len(to)):
+        to[i] = (bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16
+
+
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units, cap, signed):
+def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, samples, units, cap, signed):
     """Currents ``x`` become ``worth * spikes`` in place; state arrays are updated.
 
     Args:
         x: currents of all steps, flat in the order steps, samples, units.
         constant: current of one step (samples, units) if it is the same at every step, else empty.
+        halves: `Halves` that the currents are made of in the place of ``x``, else empty ones. If there is room in them for
+            spikes, that is where they go, ``worth`` is 1 for all, and ``x`` is empty.
         v, sent, count: potential, net spikes and spikes of either sign (samples, units), flat;
             ``sent`` is empty for unsigned neurons, whose net spikes are ``count``.
         theta, worth, extra: threshold, value of a spike and per-step current of each unit.
@@ -56,6 +107,7 @@ def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units
         th, vv, ex = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
         out = worth[low : low + size]
         cc, net = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
+        wide, own = np.empty(size, np.int32), np.empty(size, x.dtype)
         for i in range(size):
             th[i], vv[i], ex[i] = theta[low + i], v[start + i], extra[low + i]
         if signed:
@@ -63,10 +115,12 @@ def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units
                 net[i] = sent[start + i]
         for t in range(steps):
             first = (t * samples + n) * units + low
-            row = x[first : first + size]
+            row = own if halves.spikes.size else x[first : first + size]
             if constant.size:
                 for i in range(size):
                     row[i] = constant[start + i]
+            elif halves.sums.size:
+                _widen(row, halves, low, first, wide)
             if signed:
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])
@@ -89,6 +143,8 @@ def fire(x, constant, v, sent, count, theta, worth, extra, steps, samples, units
                     row[i] = out[i] * s
                     vv[i] = m - th[i] * s
                     cc[i] += s
+            if halves.spikes.size:
+                _narrow(row, halves.spikes[first : first + size])
         for i in range(size):
             v[start + i] = vv[i]
             count[start + i] += cc[i]

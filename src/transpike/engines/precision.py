@@ -7,7 +7,8 @@ Whole spikes enter as they are: the synapse reads the counts ``s`` and its weigh
 so only ``W`` is rounded. Membranes, thresholds, biases, the read-out layers and all other operations stay float32.
 
 - bfloat16: ``W`` and what is no whole spike are rounded to 8 bits, products are summed in float32, the sum is rounded to
-  bfloat16 before the bias comes to it (no library gives another result). Counts to 256 are exact.
+  bfloat16 before the bias comes to it (no library gives another result). Counts to 256 are exact. Neurons behind such a
+  synapse take its sums as they are and hand counts in bfloat16 on: one pass over half the memory.
 - int8: ``W = scale_o q`` with ``q = round(W / scale_o)``, ``scale_o = max |W_o| / 127``; the sum of ``q s`` is an exact integer.
   A synapse that reads anything else than whole spikes stays float32.
 
@@ -26,6 +27,7 @@ from typing import Protocol
 import torch
 
 from transpike.engines.count_kernels import counts
+from transpike.engines.emitted import Counted
 from transpike.engines.worth import Spikes, by_channel, whole_spikes
 from transpike.errors import SpecError
 from transpike.graph.interpret import function
@@ -209,11 +211,28 @@ class Bfloat16:
         self._dtype = torch.bfloat16 if has_bfloat16(form.weight.device.type) else torch.float32
         self._weight = form.folded(worth).to(torch.bfloat16).to(self._dtype)
 
-    def currents(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """By output channel; it is added in float32."""
+        return self._form.bias
+
+    @property
+    def counting(self) -> bool:
+        """Does it read whole spikes?"""
+        return self._worth is not None
+
+    def sums(self, x: torch.Tensor | Counted) -> torch.Tensor:
+        """The operation's result for ``x`` without its bias, in bfloat16."""
+        if isinstance(x, Counted):
+            given = x.spikes.to(self._dtype) if self.counting else x.numbers().to(torch.bfloat16).to(self._dtype)
+        else:
+            given = x.to(torch.bfloat16).to(self._dtype) if self._worth is None else self._counts(x, self._worth)
+        return self._form.call(given, self._weight).to(torch.bfloat16)
+
+    def currents(self, x: torch.Tensor | Counted) -> torch.Tensor:
         """The operation's result for ``x``, in float32."""
-        given = x.to(torch.bfloat16).to(self._dtype) if self._worth is None else self._counts(x, self._worth)
-        sums = self._form.call(given, self._weight).to(torch.bfloat16)
-        return sums.float() if self._form.bias is None else sums + self._form.by_output(self._form.bias)
+        sums = self.sums(x)
+        return sums.float() if self.bias is None else sums + self._form.by_output(self.bias)
 
     def _counts(self, x: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
         return counts(x, worth, self._form.axis, torch.bfloat16).to(self._dtype)

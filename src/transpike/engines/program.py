@@ -6,7 +6,7 @@ step of the program, `Joined`: events add up to a line of currents, and its neur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from transpike.spiking.plan import NeuronKind, Plan
 
 __all__ = ["ENGINES", "Joined", "Program", "beside", "check_engine"]
 
+_NONE: Mapping[str, bool] = {}
 ENGINES = ("auto", "dense", "events")
 
 
@@ -47,6 +48,7 @@ class Program:
         body: what runs at every step, in order.
         synapses: what the event engine may run, by node name. joined: neuron layers that begin with one, by node name.
         heard: neuron layers of which a synapse in ``synapses`` reads, if only through others put beside them.
+        counted: joined neuron layers that low precision reads.
         own: results whose memory their only reader may reuse.
         averaged: what the combinator reads by its running mean: all that varies, but masks and indices.
         summed: analog operations that need sums only.
@@ -60,6 +62,7 @@ class Program:
     synapses: Mapping[str, Synapse]
     joined: Mapping[str, Joined]
     heard: set[str]
+    counted: set[str]
     params: Mapping[str, torch.Tensor]
     sites: Mapping[str, Site]
     own: set[str]
@@ -71,15 +74,20 @@ class Program:
     shared: dict[Any, Any]
 
     @staticmethod
-    def of(graph: Graph, plan: Plan, engine: str, like: torch.Tensor) -> Program:
-        """The program for inputs like ``like``: events run on the CPU, in single precision."""
+    def of(graph: Graph, plan: Plan, engine: str, like: torch.Tensor, halves: Mapping[str, bool] = _NONE) -> Program:
+        """The program for inputs like ``like``: events run on the CPU, in single precision.
+
+        Args:
+            halves: nodes whose results are in bfloat16 until neurons take them; do they read whole spikes?
+        """
         outputs = set(tree_refs(graph.outputs))
         body, synapses, joined = graph.body, {}, {}
-        if engine != "dense" and like.device.type == "cpu" and like.dtype == torch.float32:
-            linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
-            found = {node.name: Synapse.of(node, graph) for node in linear}
-            synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
-            joined = _joined(graph, plan, synapses)
+        if like.device.type == "cpu" and like.dtype == torch.float32:
+            if engine != "dense":
+                linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
+                found = {node.name: Synapse.of(node, graph) for node in linear}
+                synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
+            joined = _joined(graph, plan, {*synapses, *halves})
             body = _shortened(graph.body, joined)
         for_body = outputs | {name for node in body for name in node.refs()}
         averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
@@ -91,6 +99,7 @@ class Program:
             synapses,
             joined,
             _heard(graph, synapses),
+            _heard(graph, {name for name, counting in halves.items() if counting}) & joined.keys(),
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
             overwritable(graph.body, graph.outputs),
@@ -108,7 +117,7 @@ def _works_on_sums(node: Node, averaged: set[str]) -> bool:
     return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
 
 
-def _joined(graph: Graph, plan: Plan, synapses: Mapping[str, Synapse]) -> dict[str, Joined]:
+def _joined(graph: Graph, plan: Plan, synapses: Collection[str]) -> dict[str, Joined]:
     """Neuron layers whose current is a synapse's result, or a sum with one, that nothing else reads."""
     nodes = {node.name: node for node in graph.nodes}
     own = overwritable(graph.body, graph.outputs)
@@ -120,14 +129,14 @@ def _joined(graph: Graph, plan: Plan, synapses: Mapping[str, Synapse]) -> dict[s
         steady = plan.sites[site.name].kind is NeuronKind.INTEGRATE_AND_FIRE
         if not steady or neuron.batch_axis != 0 or neuron.batch_times != 1 or source is None or source.name not in own:
             continue
-        if source.name in synapses and _fits(synapses[source.name], site, source):
+        if source.name in synapses and _fits(site, source):
             found[neuron.name] = Joined(source, None, None)
         elif source.op == "aten.add.Tensor" and not source.kwargs and all(isinstance(arg, Ref) for arg in source.args):
             names = [arg.name for arg in source.args]
             for name, other in (names, names[::-1]):
                 beside = nodes.get(other)
                 same = beside is not None and beside.batch_axis == 0 and beside.shape == source.shape
-                if same and name in own and name in synapses and name not in taken and _fits(synapses[name], site, nodes[name]):
+                if same and name in own and name in synapses and name not in taken and _fits(site, nodes[name]):
                     found[neuron.name] = Joined(nodes[name], other, source)
                     break
         if neuron.name in found:
@@ -135,7 +144,7 @@ def _joined(graph: Graph, plan: Plan, synapses: Mapping[str, Synapse]) -> dict[s
     return found
 
 
-def _heard(graph: Graph, synapses: Mapping[str, Synapse]) -> set[str]:
+def _heard(graph: Graph, synapses: Collection[str]) -> set[str]:
     """Neuron layers that a synapse reads, or that are put beside others which it reads."""
     nodes = {node.name: node for node in graph.nodes}
     found: set[str] = set()
@@ -157,10 +166,9 @@ def beside(node: Node) -> bool:
     return base_name(node.op) == "aten.cat" and node.batch_axis == 0 and axis == 1 and len(node.shape or ()) in (2, 4)
 
 
-def _fits(synapse: Synapse, site: Site, node: Node) -> bool:
+def _fits(site: Site, node: Node) -> bool:
     """Do the neurons lie in memory as the synapse's result does: with the channels innermost?"""
-    dims = len(node.shape or ())
-    return dims in (2, 4) and synapse.out_height * synapse.out_width * synapse.out_channels == site.units
+    return len(node.shape or ()) in (2, 4) and node.numel() == site.units
 
 
 def _shortened(body: tuple[Node, ...], joined: Mapping[str, Joined]) -> tuple[Node, ...]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from transpike.engines.emitted import Emitted
+from transpike.engines.emitted import Counted, Emitted
 
 __all__ = ["ChunkValues"]
 
 
 class ChunkValues(dict[str, Any]):
-    """What was computed once is repeated for every step when it is read; spikes that are bits become numbers.
+    """What was computed once is repeated for every step when it is read; spikes that are bits or counts become numbers.
 
     Attributes:
         largest: bytes of the largest value so far.
@@ -26,7 +26,7 @@ class ChunkValues(dict[str, Any]):
 
     def seen(self, value: Any) -> Any:
         """The value, its size noted."""
-        if isinstance(value, (torch.Tensor, Emitted)):
+        if isinstance(value, (torch.Tensor, Emitted, Counted)):
             self.largest = max(self.largest, value.nbytes)
         return value
 
@@ -34,12 +34,12 @@ class ChunkValues(dict[str, Any]):
         super().__setitem__(name, self.seen(value))
 
     def emitted(self, name: str) -> Any:
-        """The value without that: spikes may be bits."""
+        """The value without that: spikes may be bits or counts."""
         return super().__getitem__(name)
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return self.seen(value.numbers()) if isinstance(value, Emitted) else value
+        return self.seen(value.numbers()) if isinstance(value, (Emitted, Counted)) else value
 
     def __missing__(self, name: str) -> Any:
         value, axis = self._constants[name], self._batch_axes.get(name)

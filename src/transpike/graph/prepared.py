@@ -110,7 +110,7 @@ class Prepared(nn.Module):
             if self.training and self.noise:
                 level = guarded(ceiling.detach()) / self.levels
                 z = z + torch.empty_like(z).uniform_(-self.noise, self.noise) * level
-            h = qcfs(z, ceiling, self.levels)
+            h = qcfs(z.to(ceiling), ceiling, self.levels)  # in the ceiling's precision, also under autocast
             return h + (sent[i] - h).detach() if sent else h
 
         with intercepted(at_call, self.average_pooling):
@@ -128,7 +128,8 @@ class Prepared(nn.Module):
         def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
             if i == len(self.ceilings):
                 raise PlanError(self._changed(f"at least {i + 1}"))
-            spikes = neurons(z.unflatten(0, (steps, -1)), guarded(self.ceilings[i]))
+            ceiling = guarded(self.ceilings[i])
+            spikes = neurons(z.to(ceiling).unflatten(0, (steps, -1)), ceiling)
             sent.append(spikes.mean(0))
             return spikes.flatten(0, 1)
 

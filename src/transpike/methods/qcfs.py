@@ -32,14 +32,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from transpike.engines.sweep import respond
 from transpike.errors import DataError, PlanError
 from transpike.graph.batches import call_arguments, peek
 from transpike.graph.ir import Graph, Site
 from transpike.graph.prepared import Prepared, channel_shape, intercepted
 from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
 from transpike.methods._statistics import quantisation_errors
-from transpike.spiking.neurons import step
-from transpike.spiking.plan import Granularity, Plan
+from transpike.spiking.plan import Granularity, Plan, SiteParams
 
 __all__ = ["QCFS", "prepare"]
 
@@ -137,13 +137,11 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
 
 def _send(method: QCFS, currents: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
     """What the method's neurons send in every step, activation units: T N *site, as ``currents``."""
-    threshold = ceiling / (method.cap or 1)  # bursts share the ceiling
-    sent = torch.empty_like(currents)
-    v, net = torch.zeros_like(currents[0]) + method.v_init * threshold, torch.zeros_like(currents[0])
-    for t, current in enumerate(currents):
-        spikes, v, net = step(v, net, current, threshold, method.cap, method.signed)
-        torch.mul(spikes, threshold, out=sent[t])
-    return sent
+    shape = tuple(currents.shape[2:])
+    site = Site("in training", "", shape, len(shape) - max(1, ceiling.dim()))
+    threshold = ceiling.reshape(-1 if ceiling.dim() else ()) / (method.cap or 1)  # bursts share the ceiling
+    neurons = SiteParams(threshold, method.v_init * threshold, cap=method.cap, signed=method.signed)
+    return respond(site, neurons, currents).emitted
 
 
 def _check(method: QCFS) -> None:
