@@ -74,6 +74,18 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert train(network(), data, recipe, checkpoint=file) == history  # nothing left to do
 
 
+@pytest.mark.parametrize("steps", [None, 4])
+def test_in_bfloat16_products_are_rounded_and_nothing_else_is(steps: int | None) -> None:
+    test, inputs = DataLoader(digits("test"), batch_size=450), []
+    net = prepare(network(), QCFS(levels=4, steps=steps))
+    hook = net.network[3].register_forward_pre_hook(lambda _, args: inputs.append(args[0].dtype))
+    history = train(net, loader(1200), Recipe(epochs=4, lr=0.1, bfloat16=True), validation=test)
+    hook.remove()
+    assert torch.bfloat16 in inputs and torch.float32 in inputs  # while training, and while validating
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert history[-1].loss < history[0].loss / 2 and (steps or history[-1].accuracy == accuracy(net, test) > 0.8)
+
+
 def test_the_callers_random_numbers_are_as_before_and_the_seed_decides() -> None:
     torch.manual_seed(11)
     wanted = torch.rand(3)

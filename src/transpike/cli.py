@@ -34,7 +34,7 @@ from transpike.measure.report import Report, milestones
 from transpike.methods import available
 from transpike.methods.qcfs import QCFS, prepare
 from transpike.network import SpikingNetwork
-from transpike.specs import import_factory, method_from, model_from, shape_from, task_from
+from transpike.specs import import_factory, method_from, model_from, preparation_from, shape_from, task_from
 from transpike.spiking.plan import Granularity
 from transpike.spiking.store import write_file
 from transpike.tasks.catalog import Kind
@@ -101,6 +101,7 @@ def train(
     momentum: Annotated[float, typer.Option(min=0, max=1, help="of SGD")] = Recipe.momentum,
     weight_decay: Annotated[float, typer.Option(min=0, help="of all but the ceilings")] = Recipe.weight_decay,
     seed: Annotated[int, typer.Option(help="of order and augmentation")] = Recipe.seed,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="multiply in bfloat16: faster where the processor can")] = False,
     crop: Annotated[int, typer.Option(min=0, help="random crops: pixels of padding")] = 0,
     flip: Annotated[bool, typer.Option(help="mirror images at random")] = False,
     test: Annotated[str | None, typer.Option(help="data to evaluate on; default: the test split of digits and cifar10")] = None,
@@ -113,13 +114,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network with quantising activations (QCFS), from given weights or anew, for `convert --method qcfs`."""
-    preparation = _preparation(batch, limit, size, mean, std, "train")
+    preparation = preparation_from(batch, limit, size, mean, std, "train")
     shuffled = loader_from(data, dataclasses.replace(preparation, shuffle=True), import_factory)
     test = test or (data if data.split(":")[0] in ("digits", "cifar10") else None)
-    held_out = None if test is None else loader_from(test, _preparation(batch, None, size, mean, std, "test"), import_factory)
+    held_out = None if test is None else loader_from(test, preparation_from(batch, None, size, mean, std, "test"), import_factory)
     few = islice(loader_from(data, preparation, import_factory), 10)
     net = prepare(model_from(model, weights), QCFS(levels, granularity, average_pooling, noise, steps), few)
-    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed)
+    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed, bfloat16=bfloat16)
     with console.progress("training, batches", epochs * len(shuffled), as_json) as tick:
         batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
         history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)
@@ -153,7 +154,7 @@ def convert(
     """Convert a network on calibration data and write a .spike file."""
     chosen = method_from(method, settings or [])
     net = model_from(model, weights)
-    preparation = _preparation(batch, limit, size, mean, std, "train")
+    preparation = preparation_from(batch, limit, size, mean, std, "train")
     kind = task_from(task, options or [], preparation, net)
     loader = _loader(data, kind, preparation)
     batches = Still(loader) if kind.streamed else loader
@@ -206,7 +207,7 @@ def evaluate(
     check_precision(precision, engine)
     if threads is not None:
         torch.set_num_threads(threads)
-    preparation = _preparation(batch, limit, size, mean, std, "test")
+    preparation = preparation_from(batch, limit, size, mean, std, "test")
     kind = task_from(task, options or [], preparation)
     single = kind.task if isinstance(kind.task, Classification) else None
     if leave is not None and single is None:
@@ -264,7 +265,7 @@ def energy(
     as_json: Json = False,
 ) -> None:
     """Synaptic operations and energy per sample under both constant sets; needs no labels."""
-    preparation = _preparation(batch, limit, size, mean, std, "test")
+    preparation = preparation_from(batch, limit, size, mean, std, "test")
     kind = task_from(task, options or [], preparation)
     net: SpikingNetwork = transpike.load(network)
     net = net.streamed() if kind.streamed else net
@@ -319,17 +320,6 @@ def demo(
 
 def _loader(data: str, kind: Kind, preparation: Preparation) -> Any:
     return loader_from(data, preparation, import_factory, sources=kind.sources, collate=kind.collate)
-
-
-def _preparation(batch: int, limit: int | None, size: int, mean: str | None, std: str | None, split: str) -> Preparation:
-    chosen: dict[str, Any] = {}
-    for name, text in (("mean", mean), ("std", std)):
-        if text is not None:
-            try:
-                chosen[name] = tuple(float(value) for value in text.split(","))
-            except ValueError as error:
-                raise SpecError(f"--{name} {text!r} is no list of numbers: write 0.485,0.456,0.406") from error
-    return Preparation(size=size, batch=batch, limit=limit, split=split, **chosen)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from transpike.tasks.catalog import TASKS, Kind, Settings
 from transpike.tasks.data import Preparation
 from transpike.tasks.detectors import is_known
 
-__all__ = ["import_factory", "method_from", "model_from", "shape_from", "task_from"]
+__all__ = ["import_factory", "method_from", "model_from", "preparation_from", "shape_from", "task_from"]
 
 
 def method_from(name: str, settings: Iterable[str] = ()) -> Method:
@@ -248,3 +248,19 @@ def shape_from(text: str) -> list[int]:
     if not shape or min(shape) < 1:
         raise SpecError(f"--input {text!r} is no shape: write 3x224x224")
     return shape
+
+
+def preparation_from(batch: int, limit: int | None, size: int, mean: str | None, std: str | None, split: str) -> Preparation:
+    """How data is prepared; ``mean`` and ``std`` by channel as ``"0.485,0.456,0.406"``.
+
+    Raises:
+        SpecError: the text is no list of numbers.
+    """
+    chosen: dict[str, Any] = {}
+    for name, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            try:
+                chosen[name] = tuple(float(value) for value in text.split(","))
+            except ValueError as error:
+                raise SpecError(f"--{name} {text!r} is no list of numbers: write 0.485,0.456,0.406") from error
+    return Preparation(size=size, batch=batch, limit=limit, split=split, **chosen)

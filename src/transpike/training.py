@@ -47,6 +47,8 @@ class Recipe:
         ceiling_decay: of the ceilings.
         ceiling_rate: learning rate of the ceilings, as a share of ``lr``.
         seed: of everything random in an epoch (order, augmentation, dropout).
+        bfloat16: convolutions and linear layers multiply in bfloat16; weights, activations' levels, loss and updates stay as they
+            are. Faster on a GPU and on processors with matrix tiles (AMX), slower elsewhere.
     """
 
     epochs: int = 10
@@ -56,6 +58,7 @@ class Recipe:
     ceiling_decay: float = 0.0
     ceiling_rate: float = 0.1
     seed: int = 0
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,9 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = group["share"] * recipe.lr * (1 + math.cos(math.pi * (before + step) / (recipe.epochs * steps))) / 2
         args, kwargs, target = _labelled(model, batch)
-        value = loss(model(*args, **kwargs), target)
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+            outputs = model(*args, **kwargs)
+        value = loss(outputs.to(torch.float32) if recipe.bfloat16 and isinstance(outputs, torch.Tensor) else outputs, target)
         now = value.item()
         if not math.isfinite(now):
             raise TrainingError(f"the loss is {now} at step {before + step + 1}: lower the learning rate ({recipe.lr})")

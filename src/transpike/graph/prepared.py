@@ -33,6 +33,7 @@ from transpike.graph.roles import rectifier_ceiling
 
 __all__ = ["AtCall", "Neurons", "Prepared", "channel_shape", "intercepted", "modes_kept"]
 
+_FRAMES = 128  # steps x samples that go through the network together: more leave the cache
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 
 # what takes the place of a rectifier: number of the call, pre-activation, upper clip (None: none), axis of the channels
@@ -121,27 +122,41 @@ class Prepared(nn.Module):
         return result
 
     def _sent(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[torch.Tensor]:
-        """For every rectifier call what its neurons send on average, all steps of a sample side by side in the batch."""
-        steps, neurons, sent = self.steps, self._neurons, []
+        """For every rectifier call what its neurons send on average.
+
+        All steps of a sample lie side by side in the batch, a few samples at a time: in eval mode they know nothing of each other.
+        """
+        steps, neurons = self.steps, self._neurons
         assert steps is not None and neurons is not None
+        sent: list[list[torch.Tensor]] = []
+        calls = 0
 
         def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
+            nonlocal calls
+            calls = i + 1
             if i == len(self.ceilings):
-                raise PlanError(self._changed(f"at least {i + 1}"))
+                raise PlanError(self._changed(f"at least {calls}"))
             ceiling = guarded(self.ceilings[i])
             spikes = neurons(z.to(ceiling).unflatten(0, (steps, -1)), ceiling)
-            sent.append(spikes.mean(0))
+            sent[-1].append(spikes.mean(0))
             return spikes.flatten(0, 1)
 
-        def repeated(x: Any) -> Any:
-            return torch.cat([x] * steps) if isinstance(x, torch.Tensor) and x.dim() else x
-
-        with torch.no_grad(), modes_kept(self.network), intercepted(at_call, self.average_pooling, steps):
+        samples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.dim())
+        together = max(1, _FRAMES // steps)
+        with torch.no_grad(), modes_kept(self.network):
             self.network.eval()
-            self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
-        if len(sent) != len(self.ceilings):
-            raise PlanError(self._changed(str(len(sent))))
-        return sent
+            for first in range(0, samples, together):
+                part = slice(first, first + together)
+                sent.append([])
+
+                def repeated(x: Any, part: slice = part) -> Any:
+                    return torch.cat([x[part]] * steps) if isinstance(x, torch.Tensor) and x.dim() else x
+
+                with intercepted(at_call, self.average_pooling, steps):
+                    self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
+                if calls != len(self.ceilings):
+                    raise PlanError(self._changed(str(calls)))
+        return [torch.cat(parts) for parts in zip(*sent, strict=True)]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """As for any module.
