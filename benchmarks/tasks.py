@@ -154,7 +154,7 @@ ROWS = {
     ),
     "deeplab MMSE(64) signed": Row(DEEPLAB, MMSE(steps=64, signed=True), 64, 100, 28, ((64, 3.0),)),
     "fastestdet MMSE(64)": Row(FASTEST, MMSE(steps=64), 128, 100, 28),
-    "deeplab MMSE(64)": Row(DEEPLAB, MMSE(steps=64), 128, 100, 28),
+    "deeplab MMSE(64)": Row(DEEPLAB, MMSE(steps=64), 128, 30, 28),
 }
 
 

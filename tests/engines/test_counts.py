@@ -9,7 +9,7 @@ import torch
 
 import transpike
 from models import batch_of, captured, dyadic, eighths, make
-from transpike.engines.counts import counts_serve, in_counts
+from transpike.engines.counts import Whole, counts_serve, in_counts
 from transpike.errors import DataError, SpecError
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Site
@@ -125,3 +125,19 @@ def test_what_the_count_engine_cannot_do_is_said() -> None:
         transpike.simulate(net, x, engine="counts", chunk=2)
     with pytest.raises(SpecError, match="is for engine='counts'"):
         transpike.simulate(net, x, at=[4])
+
+
+@pytest.mark.parametrize(("cap", "steps", "size"), [(1, 255, 1), (1, 256, 2), (3, 10_000, 2), (3, 20_000, 4), (None, 8, 4)])
+def test_counts_are_kept_in_as_few_bytes_as_hold_them_and_read_as_numbers(cap: int | None, steps: int, size: int) -> None:
+    graph = captured("residual")
+    plan = dyadic_plan(graph, kind=NeuronKind.PARALLEL, cap=cap)
+    plan = Plan({name: replace(p, threshold=p.threshold / 8) for name, p in plan.sites.items()})  # many reach the cap
+    x = eighths(3, *graph.inputs[0].shape)
+    wanted: dict[str, torch.Tensor] = {}
+    in_counts(graph, plan, [x], steps, lambda site, _, n: wanted.update({site.name: n.clone()}))
+    run = transpike.simulate(transpike.build(graph, plan), x, steps, engine="counts")
+    assert list(run.spikes) == list(wanted) and len(run.spikes) == len(wanted)
+    for name, n in wanted.items():
+        assert torch.equal(run.spikes[name], n) and run.spikes[name].dtype == torch.float32
+    assert cap is None or max(float(n.max()) for n in wanted.values()) == cap * steps
+    assert isinstance(run.spikes, Whole) and {x.element_size() for x in run.spikes._kept.values()} == {size}

@@ -10,7 +10,7 @@ the mean of any other operation's output the function of the means.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,34 @@ from transpike.spiking.plan import NeuronKind, Plan, SiteParams, expand
 __all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
 
 _FEWEST = 512  # numbers that a loop over units runs over, at least
+
+
+class Whole(Mapping[str, torch.Tensor]):
+    """Spike counts by site: kept in as few bytes as hold the most there can be, read in the network's own number format.
+
+    Writing them is a good part of a pass, and memory that is touched for the first time costs more than the products.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._kept[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def room(self, site: Site, params: SiteParams, like: torch.Tensor, steps: int, samples: int) -> torch.Tensor:
+        """Where the counts of all samples go, laid out as ``like`` (N *site)."""
+        if site.name not in self._kept:
+            most = math.inf if params.cap is None else params.cap * steps
+            fitting = [kind for kind in (torch.uint8, torch.int16) if most <= torch.iinfo(kind).max]
+            self._kept[site.name] = empty_like(like[:1].to(fitting[0] if fitting else like.dtype), 0, samples)
+        return self._kept[site.name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +151,7 @@ def _levels(
     there, back = (0, *(axis + 1 for axis in order)), (0, *(order.index(axis) + 1 for axis in range(len(order))))
     inside = z.permute(there).contiguous()
     room = torch.empty(0, 0, dtype=z.dtype) if counts is None else counts.permute(there)
-    kept = room if room.is_contiguous() else torch.empty_like(inside)
+    kept = room if room.is_contiguous() else torch.empty_like(inside, dtype=room.dtype)
 
     if (site.name, order) not in numbers:
         fields = (params.threshold, params.worth, params.current, params.v_init)
@@ -182,7 +210,7 @@ def simulate_counts(
     inputs = checked_inputs(graph, inputs)
     samples = len(inputs[0])
     per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size(), numbers=4).samples
-    counts: dict[str, torch.Tensor] = {}
+    counts = Whole(next((x.dtype for x in inputs if x.is_floating_point()), torch.float32))
     numbers: dict[Any, Any] = {}
     leaves: list[list[torch.Tensor]] = [[] for _ in times]
     for first in range(0, samples, per_pass):
@@ -191,9 +219,8 @@ def simulate_counts(
         def at_site(site: Site, z: torch.Tensor, t: int, first: int = first) -> torch.Tensor:
             if t < times[-1]:
                 return _levels(site, plan.sites[site.name], z, t, None, numbers)
-            if site.name not in counts:
-                counts[site.name] = empty_like(z, 0, samples)
-            return _levels(site, plan.sites[site.name], z, t, counts[site.name][first : first + len(z)], numbers)
+            room = counts.room(site, plan.sites[site.name], z, t, samples)
+            return _levels(site, plan.sites[site.name], z, t, room[first : first + len(z)], numbers)
 
         for k, t in enumerate(times):
             read = forward(changed, some, lambda site, z, t=t: at_site(site, z, t))

@@ -161,7 +161,7 @@ def count_levels(z, theta, share, extra, v, steps, most, counts):
         theta, share, extra, v: threshold, what one spike adds to the mean output, per-step current and initial potential of
             each unit, or of the first ones if those after them repeat them.
         most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
-        counts: the spikes themselves are written there (samples, units), unless it is empty.
+        counts: the spikes themselves are written there (samples, units), in any number format that holds ``most``, unless empty.
     """
     zero, samples, units = z.dtype.type(0), z.shape[0], z.shape[1]
     size = len(theta) if len(theta) < units else min(_BLOCK, units)
