@@ -197,7 +197,19 @@ def measured_page() -> str:
         budget = f"ResNet-34, 224 × 224, batch 8, max_memory {memory['budget'] >> 20} MiB; peak resident size of the process:"
         lines += ["", "## Memory", "", budget, ""]
         lines += [f"- {row['steps']} steps: {row['peak'] >> 20} MiB ({row['before'] >> 20} MiB before)" for row in memory["rows"]]
+    if task_memory := read("task_memory"):
+        lines += task_memory_table(task_memory["rows"])
     return "\n".join(lines) + "\n"
+
+
+def task_memory_table(rows: dict[str, Any]) -> list[str]:
+    """What simulations of dense networks at the papers' sizes add to a process."""
+    asked = "What `simulate` adds to the process on one sample, random weights (`python -m benchmarks.task_memory`), in MiB:"
+    lines = ["", asked, "", "| network | input | steps | max_memory | increase |", "|---|---|---:|---:|---:|"]
+    for name, row in rows.items():
+        size = " × ".join(map(str, row["input"][2:]))
+        lines.append(f"| {name} | {size} | {row['steps']} | {row['budget'] >> 20} | {row['increase'] >> 20} |")
+    return lines
 
 
 def main() -> None:

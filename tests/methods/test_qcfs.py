@@ -245,11 +245,12 @@ def test_fine_tuning_recovers_what_few_levels_cost() -> None:
 @BOTH
 @pytest.mark.parametrize(("cap", "signed"), [(1, False), (3, False), (2, True)])
 def test_training_by_steps_answers_as_the_converted_network_and_learns_by_the_quantiser(
-    granularity: Granularity, cap: int, signed: bool
+    granularity: Granularity, cap: int, signed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("transpike.graph.prepared._FRAMES", 12)  # two samples at a time
     method = QCFS(levels=4, granularity=granularity, steps=6, cap=cap, signed=signed)
     net = prepare(make("residual"), method, calibration("residual"))
-    x = batch_of("residual")
+    x = batch_of("residual", 5)
     spiking = transpike.simulate(transpike.convert(net.eval(), method, calibration("residual")), x, 6).readout(6)
     net.train().network.eval()  # batch norm by its running statistics, as in the converted network
     out = net(x)
