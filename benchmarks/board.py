@@ -69,6 +69,7 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "LTB + LightCalibration": lambda t: Chain(LTB(iterations=300), LightCalibration(steps=t)),
     "LTB + AdvancedCalibration": lambda t: Chain(LTB(iterations=300), AdvancedCalibration(steps=t)),
     "MMSE + LightCalibration": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t)),
+    "MMSE + LightCalibration x 3": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t, samples=384, iterations=3)),
     "MMSE + AdvancedCalibration": lambda t: Chain(MMSE(steps=t), AdvancedCalibration(steps=t)),
     "MMSE + LightCalibration + AdvancedCalibration (replace)": lambda t: Chain(
         MMSE(steps=t), LightCalibration(steps=t), AdvancedCalibration(steps=t, replace=True)
@@ -77,6 +78,9 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE + OffsetSpikes": lambda t: Chain(MMSE(steps=t), OffsetSpikes()),
     "MMSE signed": lambda t: MMSE(steps=t, signed=True),
     "MMSE signed + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True), LightCalibration(steps=t)),
+    "MMSE signed + LightCalibration x 3": lambda t: Chain(
+        MMSE(steps=t, signed=True), LightCalibration(steps=t, samples=384, iterations=3)
+    ),
     "MMSE cap 4": lambda t: MMSE(steps=t, cap=4),
     "MMSE cap 4 + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=4), LightCalibration(steps=t)),
     "MMSE cap 4 signed": lambda t: MMSE(steps=t, cap=4, signed=True),

@@ -35,7 +35,7 @@ def test_neurons_are_those_allowed(method: Auto) -> None:
 
 @pytest.mark.parametrize("name", ["residual", "depthwise"])
 @pytest.mark.parametrize("steps", [2, 16])
-def test_the_one_with_the_least_error_on_samples_held_out_is_fitted_to_all(name: str, steps: int) -> None:
+def test_the_simplest_with_the_least_error_on_samples_held_out_is_fitted_to_all(name: str, steps: int) -> None:
     graph, data = captured(name), torch.cat(calibration(name, batches=4, n=50))
     method = Auto(steps=steps, cap=1, signed=False, held_out=30)
     plan = method.fit(graph, list(data.split(50)))
@@ -49,7 +49,7 @@ def test_the_one_with_the_least_error_on_samples_held_out_is_fitted_to_all(name:
         y = y * ((y * full).sum() / y.square().sum()).clamp(min=0)  # nor what makes all of them larger
         errors[parts] = float((y - full).square().sum() / full.square().sum())
     assert [entry["error"] for entry in plan.metadata["tried"]] == pytest.approx(list(errors.values()), rel=1e-4)
-    best = min(errors, key=lambda parts: errors[parts])
+    best = next(parts for parts in method.candidates() if errors[parts] <= 1.02 * min(errors.values()))  # the simplest of equals
     assert [part["method"] for part in plan.metadata["chosen"]] == [type(part).__name__ for part in best]
     wanted = Chain(*best).fit(graph, data.split(50))
     for key, x in wanted.tensors().items():

@@ -2,12 +2,12 @@
 
     plan = argmin over candidates of  min_c E |c y_snn - y_ann|^2 / E |y_ann|^2
 
-(c = 1 where outputs are no classes) on samples that no candidate was calibrated on, after T steps; then the best is fitted to
-all samples. The candidates are chains of methods, from few to many:
+(c = 1 where outputs are no classes) on samples that no candidate was calibrated on, after T steps; the simplest of those within 2 %
+of the least error is fitted to all samples. The candidates are chains of methods, from few to many:
 
-    plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias,
-                and then a potential for every unit, added or replaced
-    bursts      MMSE, and with a bias for every channel (likewise for neurons that may take spikes back)
+    plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias
+                (corrected once, or three times on three times the samples), and then a potential for every unit
+    bursts      MMSE, and with a bias for every channel, once or thrice (likewise for neurons that may take spikes back)
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
 What the best is depends on the network: deep ones cut more off than shallow ones can bear. So it is tried, not assumed.
@@ -43,6 +43,8 @@ __all__ = ["Auto"]
 
 _Parts = tuple[Method, ...]
 _BALANCING = 300  # iterations: at few steps more bring nothing
+_ALIKE = 1.02  # times the least error: on so few samples it is as good
+_MORE = 384  # samples of calibrations that correct three times
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Auto:
         bench, others = Bench(graph, data, apart or 1, self.steps), data.after(apart)
         fitted: dict[_Parts, Plan] = {}
         errors = {parts: bench.misfit(bench.respond(_fitted(parts, graph, others, fitted))) for parts in self.candidates()}
-        best = min(errors, key=lambda parts: errors[parts])
+        best = next(parts for parts in errors if errors[parts] <= _ALIKE * min(errors.values()))
         found = _fitted(best, graph, data, {}) if apart else fitted[best]
         tried = [{"methods": _named(parts), "error": error} for parts, error in errors.items()]
         origin = {"method": "Auto", "settings": settings(self), "samples": samples, "chosen": _named(best), "tried": tried}
@@ -91,11 +93,14 @@ class Auto:
             exact, sequential = Parallel(self.steps, Calibration.EXACT), Parallel(self.steps)
             return (exact,), (sequential,), (sequential, Reconstruction(self.steps))
         thresholds, light = MMSE(steps=self.steps, cap=self.cap, signed=self.signed), LightCalibration(steps=self.steps)
+        thrice = LightCalibration(steps=self.steps, samples=_MORE, iterations=3)
         if self.signed or self.cap > 1:
-            return (thresholds,), (thresholds, light)
+            return (thresholds,), (thresholds, light), (thresholds, thrice)
         potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
         others = (MaxNorm(),), (Percentile(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
-        return *others, (thresholds,), (thresholds, light), *((thresholds, light, last) for last in potentials)
+        biased = (thresholds, light), (thresholds, thrice), *((thresholds, light, last) for last in potentials)
+        again = AdvancedCalibration(steps=self.steps, samples=_MORE, replace=True)
+        return *others, (thresholds,), *biased, (thresholds, thrice, again)
 
 
 def _fitted(parts: _Parts, graph: Graph, data: Batches, known: dict[_Parts, Plan]) -> Plan:
