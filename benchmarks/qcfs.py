@@ -42,13 +42,15 @@ FOLDER = ROOT / ".cache" / "qcfs"
 class Training:
     """A network to train: how its activations quantise, the recipe, and the training it goes on from (None: ReLU weights).
 
-    ``labels``: their share of the loss. ``between``: every second batch is answered with so many levels, without steps.
+    ``labels``: their share of the loss. ``mixed``: images are mixed in pairs, which the ReLU network has not learnt by heart: it
+    says more about them. ``between``: every second batch is answered with so many levels, without steps.
     """
 
     method: QCFS
     recipe: Recipe
     after: str | None = None
     labels: float = 0.0
+    mixed: bool = False
     between: int | None = None
 
 
@@ -88,7 +90,7 @@ def fine_tuned(name: str) -> tuple[Prepared, list[dict[str, Any]]]:
 
     shuffled = DataLoader(TensorDataset(inputs, targets), batch_size=128, shuffle=True, drop_last=True)
     batches = Augmented(shuffled, crop=4, flip=True)
-    taught = _Taught(batches, module.model(CASE).eval())
+    taught = _Taught(batches, module.model(CASE).eval(), training.mixed)
     turns = count(1)
 
     def turn() -> None:
@@ -105,16 +107,20 @@ def fine_tuned(name: str) -> tuple[Prepared, list[dict[str, Any]]]:
 
 
 class _Taught:
-    """The same images with the outputs of another network beside the labels, which come last."""
+    """The same images, or mixtures of two (Zhang et al., arXiv:1710.09412; taught: Beyer et al., arXiv:2106.05237), with the
+    outputs of another network beside the labels, which come last."""
 
-    def __init__(self, batches: Augmented, teacher: torch.nn.Module) -> None:
-        self._batches, self._teacher = batches, teacher
+    def __init__(self, batches: Augmented, teacher: torch.nn.Module, mixed: bool) -> None:
+        self._batches, self._teacher, self._mixed = batches, teacher, mixed
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for x, labels in self._batches:
+            if self._mixed:
+                share = torch.rand(len(x), 1, 1, 1)
+                x = share * x + (1 - share) * x[torch.randperm(len(x))]
             with torch.no_grad():
                 wanted = torch.cat((self._teacher(x), labels[:, None]), 1)
             yield x, wanted  # outside: a generator's no_grad would hold for its reader too
@@ -152,6 +158,7 @@ def measure(name: str) -> dict[str, Any]:
         "recipe": vars(training.recipe),
         "after": training.after,
         "labels": training.labels,
+        "mixed": training.mixed,
         "between": training.between,
         "noise": training.method.noise,
         "steps": training.method.steps,
