@@ -1,4 +1,4 @@
-"""From what neurons emit back to whole spikes, in the number format that a synapse takes: one pass over memory.
+"""From what neurons emit to whole spikes in the number format that a synapse takes, and back: one pass over memory each.
 
 Compiled once by numba and cached on disk.
 """
@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from transpike.engines.kernels import threads_for
 
-__all__ = ["counts"]
+__all__ = ["counts", "numbers"]
 
 _LINE = 512  # numbers that a vector loop runs over, at least
 
@@ -39,6 +39,35 @@ def counts(x: torch.Tensor, worth: torch.Tensor, axis: int, dtype: torch.dtype) 
     with threads_for(flat.numel()):
         _whole(flat.view(-1).numpy(), line, (out.view(torch.int16) if halves else out).view(-1).numpy(), halves)
     return out.movedim(-1, axis)
+
+
+def numbers(spikes: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
+    """``worth s`` in float32.
+
+    Args:
+        spikes: ``s`` in bfloat16, frames x units. worth: of each unit.
+    """
+    out = torch.empty(spikes.shape)
+    with threads_for(out.numel()):
+        _worth_of(spikes.view(torch.int16).numpy(), worth.numpy(), out.numpy())
+    return out
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def _worth_of(spikes, worth, out):
+    """``out = worth spikes``, the spikes as the bits of bfloat16."""
+    frames, units = spikes.shape
+    blocks = (units + _LINE - 1) // _LINE
+    for job in prange(frames * blocks):
+        n, low = job // blocks, (job % blocks) * _LINE
+        size = min(_LINE, units - low)
+        line, to = spikes[n, low : low + size], out[n, low : low + size]
+        wide, each = np.empty(size, np.int32), worth[low : low + size]
+        for i in range(size):
+            wide[i] = np.int32(line[i]) << 16
+        values = wide.view(np.float32)
+        for i in range(size):
+            to[i] = each[i] * values[i]
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")

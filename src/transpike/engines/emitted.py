@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from transpike.engines.count_kernels import numbers as numbers_of
 from transpike.engines.event_kernels import numbers
 from transpike.engines.event_vectors import NOTHING, SPARE
 from transpike.engines.kernels import threads_for
@@ -128,9 +129,9 @@ class Counted:
     def numbers(self) -> torch.Tensor:
         """Spikes times what they are worth, laid out as they are."""
         if self._numbers is None:
-            shape = self.spikes.movedim(1, -1).shape
-            worth = self.worth.units.view(shape[1:]).movedim(-1, 0)
-            self._numbers = self.spikes.float().mul_(worth)
+            last = self.spikes.movedim(1, -1)
+            flat = numbers_of(last.reshape(len(last), -1), self.worth.units)
+            self._numbers = flat.view(last.shape).movedim(-1, 1)
         return self._numbers
 
 

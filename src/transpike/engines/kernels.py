@@ -84,6 +84,18 @@ def _narrow(row, to):
         to[i] = (bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16
 
 
+@njit(inline="always")
+def _fire_once(row, vv, th, ex, cc, to):
+    """A step of neurons that fire once at most: their spikes as bfloat16, without going through numbers."""
+    zero, one, mark = row.dtype.type(0), row.dtype.type(1), np.int16(0x3F80)
+    for i in range(len(to)):
+        m = vv[i] + (row[i] + ex[i])
+        s = one if m >= th[i] else zero
+        vv[i] = m - th[i] * s
+        cc[i] += s
+        to[i] = mark if m >= th[i] else np.int16(0)
+
+
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, samples, units, cap, signed):
     """Currents ``x`` become ``worth * spikes`` in place; state arrays are updated.
@@ -99,7 +111,7 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
         cap: most spikes in a step, in the dtype of ``x`` (infinity for no limit).
     """
     blocks = (units + _BLOCK - 1) // _BLOCK
-    zero, one = x.dtype.type(0), x.dtype.type(1)
+    zero, one, counted = x.dtype.type(0), x.dtype.type(1), halves.spikes.size > 0
     for job in prange(samples * blocks):
         n, low = job // blocks, (job % blocks) * _BLOCK
         size = min(_BLOCK, units - low)
@@ -115,7 +127,7 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
                 net[i] = sent[start + i]
         for t in range(steps):
             first = (t * samples + n) * units + low
-            row = own if halves.spikes.size else x[first : first + size]
+            row = own if counted else x[first : first + size]
             if constant.size:
                 for i in range(size):
                     row[i] = constant[start + i]
@@ -129,6 +141,8 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
                     vv[i] = m - th[i] * s
                     net[i] += s
                     cc[i] += abs(s)
+            elif cap == one and counted:
+                _fire_once(row, vv, th, ex, cc, halves.spikes[first : first + size])
             elif cap == one:
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])
@@ -143,7 +157,7 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
                     row[i] = out[i] * s
                     vv[i] = m - th[i] * s
                     cc[i] += s
-            if halves.spikes.size:
+            if counted and (signed or cap != one):
                 _narrow(row, halves.spikes[first : first + size])
         for i in range(size):
             v[start + i] = vv[i]
