@@ -132,9 +132,10 @@ def measure(row: Row) -> dict[str, Any]:
     assert module is not None
     case = module.load(row.case.name, row.case.samples)
     batches = module.calibration(row.case.name, row.case.calibration).split(row.case.batch)
+    model = case.model.cuda() if torch.cuda.is_available() else case.model
     began = time.perf_counter()
     try:
-        net = convert(case.model, row.method, batches)
+        net = convert(model, row.method, batches)
     except TranspikeError as error:
         return {"chain": row.chain, "case": row.case.name, "steps": row.steps, "refused": str(error)}
     seconds = time.perf_counter() - began
@@ -156,6 +157,7 @@ def measure(row: Row) -> dict[str, Any]:
         "energy_mj": {c.name: final[c.name]["snn_mj"] for c in CONSTANTS},
         "ann_mj": {c.name: final[c.name]["ann_mj"] for c in CONSTANTS},
         "calibration_seconds": seconds,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "method": report.origin,
         "notes": list(report.notes),
     }

@@ -28,7 +28,7 @@ ALLOWED = {
     "measure": {"measure", "network", "engines", "spiking", "graph", "errors"},
     "tasks": {"tasks", "measure", "network", "engines", "spiking", "graph", "errors"},
     "export": {"export", "network", "engines", "spiking", "graph", "errors"},
-    "training": {"graph", "spiking", "errors"},
+    "training": {"engines", "graph", "spiking", "errors"},
     "convert": {"network", "graph", "spiking", "methods", "errors"},
 }
 FREE = {"__init__", "cli", "console", "specs", "demo"}  # the shell around the rooms: may import anything, is imported by no room

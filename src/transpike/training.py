@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from transpike.engines.allocator import keep_freed_memory
 from transpike.errors import ArtifactError, DataError, TrainingError
 from transpike.graph.batches import call_arguments, target_of
 from transpike.spiking.store import write_file
@@ -108,6 +109,7 @@ def train(
     steps = len(batches)
     if not steps:
         raise DataError("the training data has no batch")
+    keep_freed_memory()
     optimiser = torch.optim.SGD(_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
     history = _resume(checkpoint, model, optimiser, recipe)
     for number in range(len(history) + 1, recipe.epochs + 1):
@@ -198,9 +200,7 @@ def _labelled(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     target = target_of(batch, max(1, len(args)))
     if not isinstance(target, torch.Tensor):
         raise DataError("the batches have no targets: give pairs (input, class numbers)")
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    moved = tuple(x.to(place) for x in args)
-    return moved, {key: x.to(place) for key, x in kwargs.items()}, target.to(place)
+    return args, kwargs, target.to(next((p.device for p in model.parameters()), None))
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -54,11 +54,11 @@ def example_of(model: nn.Module, batch: Any) -> Any:
 
 
 def call_arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments with which ``model`` is called on a batch."""
-    example = example_of(model, batch)
+    """The positional and keyword arguments with which ``model`` is called on a batch, on its device."""
+    example, place = example_of(model, batch), next((p.device for p in model.parameters()), None)
     if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+        return (), {key: x.to(place) for key, x in example.items()}
+    return tuple(x.to(place) for x in (example if isinstance(example, (tuple, list)) else (example,))), {}
 
 
 def peek(batches: Any) -> tuple[Any, Any]:

@@ -79,7 +79,7 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
         # look on for further problems in a copy that is fit to be traced, so that all are reported at once
         args, kwargs = pytree.tree_map(_sound, (args, kwargs))
         model = copy.deepcopy(model).eval()
-    model, args, kwargs = _in_one_precision(model, args, kwargs)
+    model, args, kwargs = _as_the_weights(model, args, kwargs)
     pair = pytree.tree_map(_two_samples, (args, kwargs))
     program, export_problems = _export(model, *pair)
     if program is None:
@@ -138,14 +138,23 @@ def _two_samples(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x[:2], x[:1]])[:2] if x.dim() and len(x) else x
 
 
-def _in_one_precision(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
-    """Half-precision networks are simulated in float32: membranes add up many small currents. Inputs as the weights."""
+def _as_the_weights(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
+    """Inputs in the precision and on the device of the weights, as far as these agree.
+
+    Half-precision networks are simulated in float32: membranes add up many small currents.
+    """
     half = (torch.float16, torch.bfloat16)
     if any(p.dtype in half for p in model.parameters()):
         model = copy.deepcopy(model).float()
-    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    one = found.pop() if len(found) == 1 else None
-    return (model, *pytree.tree_map(lambda x: x.to(one or (torch.float32 if x.dtype in half else x.dtype)), (args, kwargs)))
+    precisions = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    devices = {p.device for p in model.parameters()}
+
+    def fitted(x: torch.Tensor) -> torch.Tensor:
+        own = torch.float32 if x.dtype in half else x.dtype
+        dtype = next(iter(precisions)) if len(precisions) == 1 else own
+        return x.to(next(iter(devices)) if len(devices) == 1 else x.device, dtype)
+
+    return (model, *pytree.tree_map(fitted, (args, kwargs)))
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram | None, list[str]]:

@@ -19,52 +19,58 @@ _SHORT = 256  # rows
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def quantise(z, out, tops, levels):
-    """``out = clip(floor((L z + top / 2) / top), 0, L) (top / L)`` in the dtype of ``z``; z is outer x groups x inner."""
-    outer, groups, inner = z.shape
-    zero, halves, steps = z.dtype.type(0), tops * z.dtype.type(0.5), tops / levels
+    """``out = clip(floor((L z + top / 2) / top), 0, L) (top / L)`` in the dtype of ``z``.
+
+    Args:
+        z, out: outer x groups x inner; or rows x line without an inner axis, where ``tops`` is one for each place of a line.
+    """
+    rows, zero = z.shape[0], z.dtype.type(0)
+    halves, steps = tops * z.dtype.type(0.5), tops / levels
     for job in prange(_JOBS):
-        for row in range(outer * job // _JOBS, outer * (job + 1) // _JOBS):
-            if inner == 1:
-                for g in range(groups):
-                    n = np.floor((z[row, g, 0] * levels + halves[g]) / tops[g])
-                    out[row, g, 0] = min(max(n, zero), levels) * steps[g]
+        for row in range(rows * job // _JOBS, rows * (job + 1) // _JOBS):
+            if z.ndim == 2:
+                line, to = z[row], out[row]
+                for i in range(len(line)):
+                    n = np.floor((line[i] * levels + halves[i]) / tops[i])
+                    to[i] = min(max(n, zero), levels) * steps[i]
             else:
-                for g in range(groups):
-                    top, half, step = tops[g], halves[g], steps[g]
-                    for i in range(inner):
-                        n = np.floor((z[row, g, i] * levels + half) / top)
-                        out[row, g, i] = min(max(n, zero), levels) * step
+                for g in range(z.shape[1]):
+                    line, to, top, half, step = z[row, g], out[row, g], tops[g], halves[g], steps[g]
+                    for i in range(len(line)):
+                        n = np.floor((line[i] * levels + half) / top)
+                        to[i] = min(max(n, zero), levels) * step
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 def straight_through(z, grad, for_z, tops, levels):
-    """Gradient to ``z`` into ``for_z``; returns the gradient to the ceiling of every group. z is outer x groups x inner."""
-    outer, groups, inner = z.shape
-    zero, one, halves = z.dtype.type(0), z.dtype.type(1), tops * z.dtype.type(0.5)
-    share, over = one / levels, one / tops
-    parts = np.zeros((_JOBS, groups), np.float64)
+    """Gradient to ``z`` into ``for_z``; returns the gradient to every ceiling in ``tops``. Shapes as for `quantise`."""
+    rows, zero, one = z.shape[0], z.dtype.type(0), z.dtype.type(1)
+    halves, share, over = tops * z.dtype.type(0.5), one / levels, one / tops
+    parts = np.zeros((_JOBS, len(tops)), np.float64)
     for job in prange(_JOBS):
-        low, high = outer * job // _JOBS, outer * (job + 1) // _JOBS
+        low, high = rows * job // _JOBS, rows * (job + 1) // _JOBS
         for start in range(low, high, _SHORT):  # short sums in the dtype of z, long ones in double precision
-            totals = np.zeros(groups, z.dtype)
+            totals = np.zeros(len(tops), z.dtype)
             for row in range(start, min(start + _SHORT, high)):
-                if inner == 1:
-                    for g in range(groups):
-                        value, up = z[row, g, 0], grad[row, g, 0]
-                        n = np.floor((value * levels + halves[g]) / tops[g])
+                if z.ndim == 2:
+                    line, ups, to = z[row], grad[row], for_z[row]
+                    for i in range(len(line)):
+                        value, up = line[i], ups[i]
+                        n = np.floor((value * levels + halves[i]) / tops[i])
                         inside = n >= zero and n <= levels
-                        for_z[row, g, 0] = up if inside else zero
-                        totals[g] += up * (n * share - value * over[g] if inside else (one if n > levels else zero))
+                        to[i] = up if inside else zero
+                        totals[i] += up * (n * share - value * over[i] if inside else (one if n > levels else zero))
                 else:
-                    for g in range(groups):
+                    for g in range(z.shape[1]):
+                        line, ups, to = z[row, g], grad[row, g], for_z[row, g]
                         top, half, inverse, total = tops[g], halves[g], over[g], zero
-                        for i in range(inner):
-                            value, up = z[row, g, i], grad[row, g, i]
+                        for i in range(len(line)):
+                            value, up = line[i], ups[i]
                             n = np.floor((value * levels + half) / top)
                             inside = n >= zero and n <= levels
-                            for_z[row, g, i] = up if inside else zero
+                            to[i] = up if inside else zero
                             total += up * (n * share - value * inverse if inside else (one if n > levels else zero))
                         parts[job, g] += total
-            for g in range(groups):
+            for g in range(len(tops)):
                 parts[job, g] += totals[g]
     return parts.sum(0)

@@ -34,6 +34,7 @@ __all__ = ["QUANTISED", "SMALLEST_CEILING", "guarded", "qcfs"]
 QUANTISED = "transpike.qcfs"  # name in a graph: (z, ceiling, levels)
 SMALLEST_CEILING = 1e-6  # activation units; learning may carry a ceiling to zero and below
 _WORTH_THREADS = 1 << 17  # elements
+_LINE = 512  # elements that a loop runs over, about
 
 
 def guarded(ceiling: torch.Tensor) -> torch.Tensor:
@@ -55,9 +56,9 @@ def qcfs(z: torch.Tensor, ceiling: torch.Tensor, levels: int) -> torch.Tensor:
         return _level(z, top, levels).clamp_(0, levels).mul_(top / levels)
     z = _dense(z)
     out = torch.empty_like(z)
-    view = _grouped(z, top)
+    view, tops = _grouped(z, top)
     with _threads(z.numel()):
-        quantise(view(z), view(out), _array(top), view(z).dtype.type(levels))
+        quantise(view(z), view(out), tops, tops.dtype.type(levels))
     return out
 
 
@@ -85,10 +86,10 @@ def _gradients(
         return _plain_gradients(z, top, grad, levels)
     z = _dense(z)
     grad = grad if grad.stride() == z.stride() else torch.empty_like(z).copy_(grad)
-    for_z, view = torch.empty_like(z), _grouped(z, top)
+    for_z, (view, tops) = torch.empty_like(z), _grouped(z, top)
     with _threads(z.numel()):
-        sums = straight_through(view(z), view(grad), view(for_z), _array(top), view(z).dtype.type(levels))
-    return for_z, torch.from_numpy(sums).to(ceiling.dtype).reshape(ceiling.shape)
+        sums = straight_through(view(z), view(grad), view(for_z), tops, tops.dtype.type(levels))
+    return for_z, torch.from_numpy(sums.reshape(-1, top.numel()).sum(0)).to(ceiling.dtype).reshape(ceiling.shape)
 
 
 @_gradients.register_fake
@@ -121,17 +122,22 @@ def _dense(z: torch.Tensor) -> torch.Tensor:
     return z if torch.empty_like(z).stride() == z.stride() else z.contiguous()
 
 
-def _array(x: torch.Tensor) -> Any:
-    return x.detach().reshape(-1).numpy()
+def _grouped(z: torch.Tensor, top: torch.Tensor) -> tuple[Callable[[torch.Tensor], Any], Any]:
+    """How the kernels see tensors laid out in memory as ``z``, and the ceilings they see.
 
-
-def _grouped(z: torch.Tensor, top: torch.Tensor) -> Callable[[torch.Tensor], Any]:
-    """How tensors laid out in memory as ``z`` are seen as outer x groups x inner, a group for every ceiling."""
+    outer x groups x inner with a group for every ceiling; where the ceilings lie innermost rows x line, as many pixels in a line
+    as make it long, and the ceilings again for each of them.
+    """
+    tops = top.detach().reshape(-1)
     order = sorted(range(z.dim()), key=lambda axis: -z.stride(axis))
     sizes = [z.shape[axis] for axis in order]
-    at = max(1, len(sizes) - 2) if top.numel() == 1 else order.index(z.dim() - top.dim())
-    shape = (math.prod(sizes[:at]), top.numel(), math.prod(sizes[at:]) // top.numel())
-    return lambda x: x.detach().permute(order).reshape(shape).numpy()
+    at = max(1, len(sizes) - 2) if tops.numel() == 1 else order.index(z.dim() - top.dim())
+    outer, inner = math.prod(sizes[:at]), math.prod(sizes[at:]) // tops.numel()
+    shape = (outer, tops.numel(), inner)
+    if inner == 1:
+        pixels = math.gcd(outer, max(1, 1 << (_LINE // tops.numel()).bit_length()))
+        shape, tops = (outer // pixels, -1), tops.repeat(pixels)
+    return lambda x: x.detach().permute(order).reshape(shape).numpy(), tops.numpy()
 
 
 @contextmanager
