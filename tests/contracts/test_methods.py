@@ -134,6 +134,14 @@ def test_a_refining_method_serves_every_kind_of_neuron(method: Any) -> None:
         assert bool(torch.isfinite(run.readout()).all())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@each_method
+def test_fits_a_network_on_a_gpu_with_batches_from_the_cpu(name: str) -> None:
+    net = transpike.convert(make("residual").cuda(), METHODS[name], calibration("residual"))
+    assert all(x.is_cuda for x in net.plan.tensors().values())
+    assert bool(torch.isfinite(transpike.simulate(net, calibration("residual")[0], steps=16).readout()).all())
+
+
 @each_method
 @pytest.mark.parametrize("model", MODELS)
 def test_covers_every_site_once_with_finite_positive_thresholds(name: str, model: str) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import transpike
 from models import batch_of, captured, converted, tensors
-from transpike.engines import dense
+from transpike.engines import dense, executor
 from transpike.engines.dense import DensePopulation, gpu_kernel
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import step
@@ -22,6 +22,37 @@ from transpike.spiking.plan import SiteParams
 STEPS, SAMPLES, UNITS = 6, 3, 700  # samples do not begin where a program does
 WITH_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def check_parts(device: str) -> None:
+    """Currents in parts, in both number formats, and spikes written as numbers or as counts."""
+    kernel = gpu_kernel()
+    assert kernel is not None
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for parts in ((), ("bias",), ("beside",), ("bias", "beside", "each")):
+            x, beside = 2 * normal(STEPS * SAMPLES, UNITS), torch.randint(0, 3, (STEPS * SAMPLES, UNITS), generator=generator)
+            bias, each, theta = normal(UNITS), normal(UNITS).abs(), normal(UNITS).abs() + 0.1
+            x, beside, counted = x.to(dtype), beside.to(dtype), dtype == torch.bfloat16
+            v = sent = torch.zeros(SAMPLES, UNITS)
+            emitted = []
+            for frame, other in zip(x.float().view(STEPS, SAMPLES, UNITS), beside.float().view(STEPS, SAMPLES, UNITS), strict=True):
+                current = frame + bias if "bias" in parts else frame
+                if "beside" in parts:
+                    current = current + (each * other if "each" in parts else other)
+                s, v, sent = step(v, sent, current, theta, 3, False)
+                emitted.append(s if counted else theta * s)
+            given = {"bias": bias, "beside": beside, "each": each}
+            mine = [torch.zeros(SAMPLES, UNITS, device=device) for _ in range(2)]
+            numbers = (y.to(device) for y in (theta, theta, torch.zeros(UNITS)))
+            place, rest = x.to(device), {name: given[name].to(device) for name in parts}
+            kernel(place, None, mine[0], mine[1], mine[1], *numbers, STEPS, 3, False, **rest, counted=counted)
+            assert torch.equal(place.cpu().float(), torch.cat(emitted)), (dtype, parts)
+            assert torch.equal(mine[0].cpu(), v), (dtype, parts)
 
 
 def check(device: str) -> None:
@@ -58,7 +89,7 @@ def check(device: str) -> None:
 @WITH_TRITON
 def test_interpreted_it_is_the_step_function() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = "from engines.test_triton_kernels import check; check('cpu')"
+    code = "from engines.test_triton_kernels import check, check_parts; check('cpu'); check_parts('cpu')"
     there = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=there, capture_output=True, text=True, check=False
@@ -74,9 +105,11 @@ def test_it_compiles_for_a_gpu_without_fused_or_approximate_operations() -> None
 
     from transpike.engines.triton_kernels import _fire
 
-    pointers = dict.fromkeys(("x", "constant", "v", "sent", "count", "theta", "worth", "extra"), "*fp32")
+    names = ("x", "out", "constant", "bias", "beside", "each", "v", "sent", "count", "theta", "worth", "extra")
+    pointers = dict.fromkeys(names, "*fp32")
     for signed, single in ((False, True), (False, False), (True, False)):
-        chosen = {"same": False, "signed": signed, "single": single, "block": 512}
+        added = dict.fromkeys(("biased", "joined", "weighed"), True)
+        chosen = {"same": False, **added, "counted": False, "signed": signed, "single": single, "block": 512}
         kinds = {**pointers, **dict.fromkeys(("steps", "neurons", "units"), "i32"), "cap": "fp32"}
         source = ASTSource(_fire, {**kinds, **dict.fromkeys(chosen, "constexpr")}, chosen)
         ptx = compiled(source, GPUTarget("cuda", 80, 32), {"enable_fp_fusion": False}).asm["ptx"]
@@ -117,9 +150,45 @@ def test_a_population_hands_its_state_over(params: SiteParams, monkeypatch) -> N
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def plain_kernel(
+    x, constant, v, sent, count, theta, worth, extra, steps, cap, signed, bias=None, beside=None, each=None, spikes=None, counted=False
+) -> None:
+    """What the kernel does, in torch."""
+    out = x if spikes is None else spikes
+    others = [None] * steps if beside is None else beside.float().view(steps, *v.shape)
+    for frame, other, to in zip(x.view(steps, *v.shape), others, out.view(steps, *v.shape), strict=True):
+        current = frame.float() if constant is None else constant
+        current = current if bias is None else current + bias
+        if other is not None:
+            current = current + (other if each is None else each * other)
+        s, potential, net = step(v, sent, current + extra, theta, cap, signed)
+        v.copy_(potential)
+        count.add_(s.abs())
+        if signed:
+            sent.copy_(net)
+        to.copy_(s if counted else worth * s)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["mlp", "residual", "deep_pool", "fire"])
+def test_neurons_that_take_sums_do_what_others_do(name: str, precision: str, monkeypatch) -> None:
+    """The way of a GPU, with the kernel written here."""
+    graph, plan = converted(name)
+    x = batch_of(name, 5)
+    net = transpike.build(graph, plan)
+    wanted = transpike.simulate(net, x, 16, engine="dense", precision=precision)
+    monkeypatch.setattr(dense, "gpu_kernel", lambda: plain_kernel)
+    for module in (dense, executor):
+        monkeypatch.setattr(module, "takes_sums", lambda x: True)
+    found = transpike.simulate(net, x, 16, engine="dense", precision=precision)
+    for a, b in zip(tensors(found.readout()), tensors(wanted.readout()), strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-3
+
+
 @ON_GPU
 def test_on_a_gpu_it_is_the_step_function() -> None:
     check("cuda")
+    check_parts("cuda")
 
 
 @ON_GPU

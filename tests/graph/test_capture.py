@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from models import CASES, as_inputs, batch_of, captured, images, make, tensors, vectors
 from transpike.errors import CaptureError
-from transpike.graph.capture import Pooling, capture
+from transpike.graph.capture import Pooling, _as_the_weights, _export, capture
 from transpike.graph.interpret import forward
 from transpike.graph.ir import Role
 
@@ -292,3 +293,14 @@ def test_masks_and_indices_have_no_average_so_their_borders_are_analog(function,
 def test_capture_does_not_depend_on_how_many_samples_the_example_has():
     one, many = capture(make("fire"), images(1)), captured("fire", Pooling.RATE)
     assert [node.op for node in one.nodes] == [node.op for node in many.nodes] and one.sites == many.sites
+
+
+def test_a_network_on_a_gpu_is_traced_with_an_example_from_the_cpu():
+    """Without a GPU: tensors that have its device but no values, and convolutions that there take at most 65,535 samples."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 2)).eval()
+        _, args, kwargs = _as_the_weights(net, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),), {})
+        assert args[0].is_cuda and args[0].dtype == torch.float32
+        program, problems = _export(net, args, kwargs)
+    assert program is not None and not problems

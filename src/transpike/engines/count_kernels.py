@@ -47,6 +47,8 @@ def numbers(spikes: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
     Args:
         spikes: ``s`` in bfloat16, frames x units. worth: of each unit.
     """
+    if spikes.device.type != "cpu":
+        return spikes.float().mul_(worth)
     out = torch.empty(spikes.shape)
     with threads_for(out.numel()):
         _worth_of(spikes.view(torch.int16).numpy(), worth.numpy(), out.numpy())

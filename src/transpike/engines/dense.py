@@ -24,7 +24,7 @@ from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
 from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
-__all__ = ["DensePopulation", "gpu_kernel", "memory_order"]
+__all__ = ["DensePopulation", "gpu_kernel", "memory_order", "takes_sums"]
 
 _NO_HALVES = Halves()
 _ONES = "ones"  # among what populations share: what spikes are worth that are counted
@@ -86,9 +86,12 @@ class DensePopulation:
         """As `advance` for the currents ``sums + bias + other``, which are made on the way: one pass over memory.
 
         Args:
-            sums: bfloat16, steps x samples along the batch axis. bias: by channel. other: as ``sums``, in float32 or counts.
+            sums: bfloat16 (on a GPU float32 too), steps x samples along the batch axis; may be overwritten. bias: by channel.
+            other: as ``sums``, in float32 or counts.
             heard: does anything in low precision read the spikes? They are `Counted` then.
         """
+        if takes_sums(sums):
+            return self._absorb_on_gpu(sums, bias, other, steps, heard)
         halves, added = self._units_inmemory_order(sums), torch.zeros(()) if bias is None else bias
         parts = Halves(_bits(halves), _numpy(self._flat(added)))
         if isinstance(other, Counted):
@@ -103,6 +106,20 @@ class DensePopulation:
         spikes = torch.empty_like(halves)
         self._fused(torch.empty(0), None, steps, parts._replace(spikes=_bits(spikes)))
         return Counted(self._logical(spikes, sums), self._spike())
+
+    def _absorb_on_gpu(
+        self, sums: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor | Counted | None, steps: int, heard: bool
+    ) -> torch.Tensor | Counted:
+        x = self._units_inmemory_order(sums)
+        spikes = x if x.dtype == torch.float32 or heard else torch.empty_like(x, dtype=torch.float32)
+        beside = None if other is None else self._units_inmemory_order(other.spikes if isinstance(other, Counted) else other)
+        each = other.worth.units if isinstance(other, Counted) else None
+        key = (self._site.name, self._order, "bias")
+        if bias is not None and key not in self._shared:
+            self._shared[key] = self._flat(bias)
+        self._on_gpu(x, None, steps, self._shared.get(key), beside, each, spikes, heard)
+        emitted = self._logical(spikes, sums)
+        return Counted(emitted, self._spike()) if heard else emitted
 
     def receive(
         self,
@@ -237,7 +254,8 @@ class DensePopulation:
                 self._params.signed,
             )
 
-    def _on_gpu(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int) -> None:
+    def _on_gpu(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int, *added: Any) -> None:
+        """``added``: the kernel's arguments from ``bias`` on."""
         kernel = gpu_kernel()
         assert kernel is not None
         kernel(
@@ -252,6 +270,7 @@ class DensePopulation:
             steps,
             self._params.cap,
             self._params.signed,
+            *added,
         )
 
     def _all_at_once(self, x: torch.Tensor, steps: int, constant: bool) -> torch.Tensor:
@@ -298,6 +317,11 @@ class DensePopulation:
         """Spikes in the shape of the current, with as many frames on the batch axis as there are."""
         rest = [size for axis, size in enumerate(like.shape) if axis != self._axis]
         return self._per_sample(flat).reshape(-1, *rest).movedim(0, self._axis)
+
+
+def takes_sums(x: torch.Tensor) -> bool:
+    """Do neurons take sums in either number format where ``x`` is, and add what comes to them?"""
+    return x.is_cuda and gpu_kernel() is not None
 
 
 @cache

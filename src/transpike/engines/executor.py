@@ -16,13 +16,13 @@ import torch
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
 from transpike.engines.budget import Chunks, bytes_per_sample, chunking
-from transpike.engines.dense import DensePopulation
+from transpike.engines.dense import DensePopulation, takes_sums
 from transpike.engines.emitted import Counted, Emitted, frames_of
 from transpike.engines.event_kernels import looked
 from transpike.engines.event_vectors import NOTHING
 from transpike.engines.events import Synapse, Weights
 from transpike.engines.population import NewPopulation, Population
-from transpike.engines.precision import Arithmetic, Bfloat16, Float32, arithmetic_of, check_precision
+from transpike.engines.precision import Arithmetic, Bfloat16, Float32, Sums, arithmetic_of, check_precision
 from transpike.engines.program import ENGINES, Joined, Program, beside, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
@@ -82,10 +82,10 @@ def simulate(
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
     check_frames(graph, inputs, steps)
-    arithmetic = arithmetic_of(graph, plan, precision)
+    arithmetic = arithmetic_of(graph, plan, precision, population is None and takes_sums(inputs[0]))
     dense = population is not None or precision != "float32"
-    halves = {name: found.counting for name, found in arithmetic.items() if isinstance(found, Bfloat16) and population is None}
-    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0], halves)
+    summed = {name: found.counting for name, found in arithmetic.items() if isinstance(found, (Bfloat16, Sums))}
+    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0], {} if population is not None else summed)
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
     chunks = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
@@ -244,11 +244,11 @@ class MicroBatch:
         with self._trace.timed(node.name, arithmetic.macs, frames, arithmetic.label):
             if isinstance(arithmetic, Float32):
                 return call(node, env, frames, self._device)
-            x = env.emitted(node.args[0].name) if isinstance(arithmetic, Bfloat16) else env[node.args[0].name]
+            x = env.emitted(node.args[0].name) if isinstance(arithmetic, (Bfloat16, Sums)) else env[node.args[0].name]
             return arithmetic.currents(x)
 
-    def _absorb(self, node: Node, env: ChunkValues, joined: Joined, arithmetic: Bfloat16) -> torch.Tensor | Counted:
-        """What neurons emit that make their currents of sums in bfloat16 themselves."""
+    def _absorb(self, node: Node, env: ChunkValues, joined: Joined, arithmetic: Bfloat16 | Sums) -> torch.Tensor | Counted:
+        """What neurons emit that make their currents of sums themselves."""
         other = None if joined.other is None else env.emitted(joined.other)
         with self._trace.timed(node.name, arithmetic.macs, self._steps * self._samples, arithmetic.label):
             sums = arithmetic.sums(env.emitted(joined.synapse.args[0].name))
@@ -261,7 +261,7 @@ class MicroBatch:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
         arithmetic = self._arithmetic.get(joined.synapse.name)
-        if isinstance(arithmetic, Bfloat16):
+        if isinstance(arithmetic, (Bfloat16, Sums)):
             return self._absorb(node, env, joined, arithmetic)
         synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
         source, frames = joined.synapse.args[0].name, self._steps * self._samples

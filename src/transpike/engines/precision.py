@@ -36,7 +36,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
-__all__ = ["Arithmetic", "Bfloat16", "Float32", "Int8", "arithmetic_of", "check_precision", "has_bfloat16"]
+__all__ = ["Arithmetic", "Bfloat16", "Float32", "Int8", "Sums", "arithmetic_of", "check_precision", "has_bfloat16"]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -65,15 +65,18 @@ class Arithmetic(Protocol):
     def currents(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
-def arithmetic_of(graph: Graph, plan: Plan, precision: str) -> dict[str, Arithmetic]:
+def arithmetic_of(graph: Graph, plan: Plan, precision: str, on_gpu: bool = False) -> dict[str, Arithmetic]:
     """The arithmetic of every synapse of the body, by node name; empty for float32, where nothing is to be decided.
+
+    Args:
+        on_gpu: in float32 too neurons shall take a layer's sums before its bias comes to them, one pass over memory less.
 
     Raises:
         SpecError: the network is not in single precision.
     """
-    if precision == "float32":
-        return {}
     params = {**graph.params, **plan.params}
+    if precision == "float32":
+        return _sums_of(graph, params) if on_gpu else {}
     if wrong := sorted({str(x.dtype) for x in params.values() if x.is_floating_point() and x.dtype != torch.float32}):
         raise SpecError(f"precision={precision!r} is for networks in float32, {graph.name} has {wrong[0]} weights: call .float()")
     spikes, driving = whole_spikes(graph, plan), _driving(graph)
@@ -82,6 +85,12 @@ def arithmetic_of(graph: Graph, plan: Plan, precision: str) -> dict[str, Arithme
         if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES:
             found[node.name] = _chosen(node, params, spikes, driving, precision)
     return found
+
+
+def _sums_of(graph: Graph, params: Mapping[str, torch.Tensor]) -> dict[str, Arithmetic]:
+    """Those whose bias can be added by neurons, of a network in single precision."""
+    forms = {node.name: _Form.of(node, params) for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES}
+    return {name: Sums(form) for name, form in forms.items() if form is not None and form.weight.dtype == torch.float32}
 
 
 def _chosen(
@@ -203,6 +212,29 @@ class Float32:
         raise AssertionError("the executor calls the operation itself")
 
 
+class Sums:
+    """Products in float32 as they are; who reads them may add the bias."""
+
+    label, counting = "float32", False
+
+    def __init__(self, form: _Form) -> None:
+        self._form, self.macs, self._weight = form, form.macs, channels_last(form.folded(None))
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """By output channel."""
+        return self._form.bias
+
+    def sums(self, x: torch.Tensor | Counted) -> torch.Tensor:
+        """The operation's result for ``x`` without its bias."""
+        return self._form.call(x.numbers() if isinstance(x, Counted) else x, self._weight)
+
+    def currents(self, x: torch.Tensor | Counted) -> torch.Tensor:
+        """The operation's result for ``x``."""
+        sums = self.sums(x)
+        return sums if self.bias is None else sums.add_(self._form.by_output(self.bias))
+
+
 class Bfloat16:
     """Products of 8-bit significands, summed in float32."""
 
@@ -210,7 +242,7 @@ class Bfloat16:
         self._form, self._worth, self.macs = form, worth, form.macs
         self.label = "bfloat16" if worth is not None else "bfloat16 (inputs rounded)"
         self._dtype = torch.bfloat16 if has_bfloat16(form.weight.device.type) else torch.float32
-        self._weight = form.folded(worth).to(torch.bfloat16).to(self._dtype)
+        self._weight = channels_last(form.folded(worth).to(torch.bfloat16).to(self._dtype))
 
     @property
     def bias(self) -> torch.Tensor | None:

@@ -1,6 +1,6 @@
 """What can be known about running a graph before any data is there.
 
-Where the event engine may run, a neuron layer takes the synapse before it (and the residual sum between them) into one
+Where the event engine may run, or neurons take sums as they come, a neuron layer takes the synapse before it (and the residual sum between them) into one
 step of the program, `Joined`: events add up to a line of currents, and its neurons fire from the same pass.
 """
 
@@ -74,20 +74,20 @@ class Program:
     shared: dict[Any, Any]
 
     @staticmethod
-    def of(graph: Graph, plan: Plan, engine: str, like: torch.Tensor, halves: Mapping[str, bool] = _NONE) -> Program:
+    def of(graph: Graph, plan: Plan, engine: str, like: torch.Tensor, summed: Mapping[str, bool] = _NONE) -> Program:
         """The program for inputs like ``like``: events run on the CPU, in single precision.
 
         Args:
-            halves: nodes whose results are in bfloat16 until neurons take them; do they read whole spikes?
+            summed: nodes whose sums are neurons' to take, before their bias comes to them; do they read whole spikes?
         """
         outputs = set(tree_refs(graph.outputs))
         body, synapses, joined = graph.body, {}, {}
-        if like.device.type == "cpu" and like.dtype == torch.float32:
-            if engine != "dense":
+        if like.dtype == torch.float32 and (summed or like.device.type == "cpu"):
+            if engine != "dense" and like.device.type == "cpu":
                 linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
                 found = {node.name: Synapse.of(node, graph) for node in linear}
                 synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
-            joined = _joined(graph, plan, {*synapses, *halves})
+            joined = _joined(graph, plan, {*synapses, *summed})
             body = _shortened(graph.body, joined)
         for_body = outputs | {name for node in body for name in node.refs()}
         averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
@@ -99,7 +99,7 @@ class Program:
             synapses,
             joined,
             _heard(graph, synapses),
-            _heard(graph, {name for name, counting in halves.items() if counting}) & joined.keys(),
+            _heard(graph, {name for name, counting in summed.items() if counting}) & joined.keys(),
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
             overwritable(graph.body, graph.outputs),

@@ -45,6 +45,7 @@ __all__ = ["Pooling", "capture"]
 
 Pooling = passes.Pooling
 
+_LARGEST_BATCH = 65_535  # some operations on a GPU take no more, and tracing there says so
 _STATEFUL_NORMS = ("aten._native_batch_norm_legit_functional", "aten._native_batch_norm_legit", "aten.native_batch_norm")
 
 
@@ -158,7 +159,7 @@ def _as_the_weights(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram | None, list[str]]:
-    batch = Dim("batch", min=1)
+    batch = Dim("batch", min=1, max=_LARGEST_BATCH)
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
     try:
         with modes_kept(model), _silence(), torch.no_grad():

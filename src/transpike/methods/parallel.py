@@ -165,11 +165,11 @@ def _fit_least_squares(
     largest = a.amax(1)
     largest = torch.where(largest > 0, largest, _by_channel(site, params.threshold))
     bounded = 1 if params.cap is None else params.cap
-    grid = largest[:, None] * _GRID / bounded  # channels x candidates
+    grid = largest[:, None] * _GRID.to(largest) / bounded  # channels x candidates
     most = float("inf") if params.cap is None else float(params.cap * steps)
     z = _per_channel(site, snn) + shift[:, None]
     with threads_for(z.numel() * len(_GRID)):
-        qa, qq = (torch.from_numpy(x) for x in match_sums(_array(z)[None], _array(a)[None], _array(grid), steps, most))
+        qa, qq = (torch.from_numpy(x).to(z.device) for x in match_sums(_array(z)[None], _array(a)[None], _array(grid), steps, most))
     gain = torch.where(qa > 0, qa.square() / qq.clamp(min=1e-30), 0)  # E a^2 less the least error
     best = gain.argmax(1, keepdim=True)
     theta = grid.gather(1, best)[:, 0]
