@@ -3,8 +3,8 @@
 python -m benchmarks.gpu
 
 ResNet-34 on 224 x 224, batch 64, 32 steps, everything interleaved. Bars: 0.9 x (32 x forward) at most, and a third of
-SpikingJelly's time at most (2.0, multi-step, Triton backend, its own ResNet-34; `pip install -r benchmarks/peers/requirements.txt`
-beside torch for CUDA). Without a GPU it says so and measures nothing.
+SpikingJelly's time at most (2.0, multi-step, where it takes Triton by itself, its own ResNet-34; `pip install -r
+benchmarks/peers/requirements.txt` beside torch for CUDA). Without a GPU it says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ def spikingjelly(x: torch.Tensor) -> Callable[[], Any] | None:
 
     net = spiking_resnet.spiking_resnet34(pretrained=False, spiking_neuron=neuron.IFNode, v_reset=None).eval().cuda()
     functional.set_step_mode(net, "m")
-    functional.set_backend(net, "triton", neuron.IFNode)
 
     def run() -> torch.Tensor:
         functional.reset_net(net)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -56,10 +56,11 @@ class Training:
 
 
 _FAST = has_bfloat16("cpu")
+_FOUR = QCFS(levels=4, granularity=Granularity.CHANNEL)
 TRAININGS = {
     "8": Training(QCFS(levels=8, noise=0.6), Recipe(epochs=12, lr=0.02, ceiling_decay=5e-4, ceiling_rate=1.0)),
-    "4": Training(QCFS(levels=4, granularity=Granularity.CHANNEL), Recipe(epochs=28, lr=0.01, ceiling_rate=0.2, bfloat16=_FAST), labels=0.1),
-    "4, then 8 steps": Training(QCFS(levels=4, granularity=Granularity.CHANNEL, steps=8), Recipe(epochs=5, lr=0.0005, bfloat16=_FAST), "4", labels=0.1, between=32),
+    "4": Training(_FOUR, Recipe(epochs=28, lr=0.01, ceiling_rate=0.2, bfloat16=_FAST), labels=0.1),
+    "4, then 8 steps": Training(replace(_FOUR, steps=8), Recipe(epochs=5, lr=0.0005, bfloat16=_FAST), "4", labels=0.1, between=32),
 }
 TEMPERATURE = 3.0
 ANN_BARS = {8: 91.0, 4: 90.3}

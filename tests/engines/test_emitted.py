@@ -51,14 +51,15 @@ def test_sums_go_on_from_those_before_sample_by_sample() -> None:
     assert torch.equal(found.sums(found.nothing(steps), steps).view(wanted.shape), wanted - before)
 
 
-def test_channels_put_beside_each_other_are_concatenated() -> None:
-    shapes = (SHAPE, (LANES, *SHAPE[1:]))
-    parts = [emitted(4, eighths(shape[0], 1, 1, low=1, high=9, seed=k), k, shape) for k, shape in enumerate(shapes)]
-    both = Emitted.beside([part for part, _ in parts], None)
-    assert torch.equal(both.numbers(), torch.cat([numbers for _, numbers in parts], 1))
-    assert len(both.by_channel) == CHANNELS + LANES
-    again = Emitted.beside([part for part, _ in parts], both.worth)
-    assert again.worth is both.worth and np.array_equal(again.bits[:-SPARE], both.bits[:-SPARE])
+def test_bits_of_pixels_make_the_same_spikes_again() -> None:
+    found, numbers = emitted(4, eighths(CHANNELS, 1, 1, low=1, high=9))
+    again = Emitted.made_of(found.pixels(), found.worth)
+    assert torch.equal(again.numbers(), numbers) and np.array_equal(again.bits[:-SPARE], found.bits[:-SPARE])
+
+
+def test_spikes_as_whole_numbers_of_bfloat16() -> None:
+    found, numbers = emitted(3, torch.ones(1))
+    assert found.halves().dtype == torch.bfloat16 and torch.equal(found.halves().float(), numbers)
 
 
 def test_a_channel_has_a_worth_where_its_units_agree_and_fire_once() -> None:

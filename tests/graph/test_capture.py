@@ -299,7 +299,9 @@ def test_a_network_on_a_gpu_is_traced_with_an_example_from_the_cpu():
     """Without a GPU: tensors that have its device but no values, and convolutions that there take at most 65,535 samples."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
-            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 2)).eval()
+            net = nn.Sequential(
+                nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 2)
+            ).eval()
         _, args, kwargs = _as_the_weights(net, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),), {})
         assert args[0].is_cuda and args[0].dtype == torch.float32
         program, problems = _export(net, args, kwargs)

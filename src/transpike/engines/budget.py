@@ -19,7 +19,7 @@ __all__ = ["Chunks", "bytes_per_frame", "bytes_per_sample", "chunking"]
 
 _CACHE_BYTES = 16 << 20  # the largest tensor of a chunk: beyond this a chunk leaves the last-level cache
 _ASIDE = 16  # one part in so many of the memory allowed is left to what libraries and the allocator keep for themselves
-_ENOUGH = 8  # steps together, beyond which a chunk that could be longer gains nothing
+_ENOUGH = 8  # steps of bits together, beyond which a chunk that could be longer gains nothing
 _GPU_SHARE = 32  # on a GPU it takes this part of the memory: enough work for a launch, room for what is alive beside it
 
 
@@ -119,6 +119,7 @@ def chunking(
     itemsize: int,
     gpu_bytes: int | None = None,
     numbers: int | None = None,
+    bits: bool = False,
 ) -> Chunks:
     """Steps per chunk and samples per micro-batch: the largest that stay in cache and within ``max_memory``.
 
@@ -128,11 +129,13 @@ def chunking(
     Args:
         gpu_bytes: memory of the GPU, None on the CPU.
         numbers: of each unit that the engine keeps for all samples; None: those of the dense engine.
+        bits: spikes may be bits: a chunk is short then, and more samples go together.
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
         chunk = steps
     grows = chunk is None and gpu_bytes is None
+    longest = min(steps, _ENOUGH) if bits and not whole else steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
     if gpu_bytes is None:
         together = min(samples, torch.get_num_threads())  # a thread works on a sample
@@ -141,7 +144,7 @@ def chunking(
         frames = max(1, gpu_bytes // _GPU_SHARE // max(largest, 1))
         together = min(samples, frames)
     if max_memory is None:
-        per_chunk = min(steps, frames // together) if chunk is None else min(steps, chunk)
+        per_chunk = min(longest, frames // together) if chunk is None else min(steps, chunk)
         at_once = max(1, min(samples, frames // per_chunk))
         return Chunks(per_chunk, at_once, steps if grows else per_chunk)
     needs = _Needs.of(graph, plan, steps, itemsize, numbers)
@@ -157,7 +160,7 @@ def chunking(
             + (f"give at most {fitting} samples at a time" if fitting > 0 else "allow more memory, or use smaller inputs")
         )
     fitting = (free - needs.state) // max(1, needs.frame)
-    per_chunk = min(steps, max(1, frames // together), fitting) if chunk is None else min(steps, chunk, fitting)
+    per_chunk = min(longest, max(1, frames // together), fitting) if chunk is None else min(steps, chunk, fitting)
     if whole and per_chunk < steps:
         raise MemoryBudgetError(
             f"{graph.name}: its neurons need all {steps} steps at once, "

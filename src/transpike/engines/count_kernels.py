@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from transpike.engines.kernels import threads_for
 
-__all__ = ["counts", "numbers"]
+__all__ = ["counts", "marks", "numbers"]
 
 _LINE = 512  # numbers that a vector loop runs over, at least
 
@@ -53,6 +53,18 @@ def numbers(spikes: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
     with threads_for(out.numel()):
         _worth_of(spikes.view(torch.int16).numpy(), worth.numpy(), out.numpy())
     return out
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def marks(bits, out):
+    """The bits of bfloat16's 1 where a bit is 1, flat; eight numbers a byte."""
+    one = np.int16(0x3F80)
+    parts = min(len(out) // 8 + 1, 64)
+    for part in prange(parts):
+        for byte in range(len(out) // 8 * part // parts, len(out) // 8 * (part + 1) // parts):
+            lit, to = bits[byte], out[8 * byte : 8 * byte + 8]
+            for i in range(8):
+                to[i] = one * np.int16((lit >> i) & 1)
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import chunking
-from transpike.engines.dense import memory_order
 from transpike.engines.kernels import count_levels, threads_for
+from transpike.engines.layout import memory_order
 from transpike.engines.run import Run
-from transpike.engines.samples import empty_like
 from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs
 from transpike.graph.interpret import forward
@@ -32,6 +32,7 @@ from transpike.spiking.plan import NeuronKind, Plan, SiteParams, expand
 __all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
 
 _FEWEST = 512  # numbers that a loop over units runs over, at least
+_NO_COUNTS = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in (torch.float32, torch.float64)}
 
 
 class Whole(Mapping[str, torch.Tensor]):
@@ -41,11 +42,12 @@ class Whole(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, tuple[torch.Tensor, Site, tuple[int, ...]]] = {}
         self._dtype = dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._kept[name].to(self._dtype)
+        flat, site, order = self._kept[name]
+        return _logical(flat, site, order).to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)
@@ -54,12 +56,19 @@ class Whole(Mapping[str, torch.Tensor]):
         return len(self._kept)
 
     def room(self, site: Site, params: SiteParams, like: torch.Tensor, steps: int, samples: int) -> torch.Tensor:
-        """Where the counts of all samples go, laid out as ``like`` (N *site)."""
+        """Where the counts of all samples go (samples, units), units in memory order as in ``like`` (N *site)."""
         if site.name not in self._kept:
             most = math.inf if params.cap is None else params.cap * steps
             fitting = [kind for kind in (torch.uint8, torch.int16) if most <= torch.iinfo(kind).max]
-            self._kept[site.name] = empty_like(like[:1].to(fitting[0] if fitting else like.dtype), 0, samples)
-        return self._kept[site.name]
+            flat = like.new_empty((samples, site.units), dtype=fitting[0] if fitting else like.dtype)
+            self._kept[site.name] = flat, site, memory_order(like, 0, len(site.shape))
+        return self._kept[site.name][0]
+
+
+def _logical(flat: torch.Tensor, site: Site, order: tuple[int, ...]) -> torch.Tensor:
+    """Samples x units in memory order as N *site, in the same memory."""
+    back = (0, *(order.index(axis) + 1 for axis in range(len(order))))
+    return flat.view(len(flat), *(site.shape[axis] for axis in order)).permute(back)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,48 +151,47 @@ def _levels(
 
     ``numbers`` keeps the parameters of each site in memory order.
     """
+    order = memory_order(z, 0, len(site.shape))
+    there = (0, *(axis + 1 for axis in order))
     if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
         n = count(site, params, z, steps)
         if counts is not None:
-            counts.copy_(n)
+            counts.copy_(n.permute(there).reshape(len(n), -1))
         return n.mul_(expand(params.worth, site) / steps)
-    order = memory_order(z, 0, len(site.shape))
-    there, back = (0, *(axis + 1 for axis in order)), (0, *(order.index(axis) + 1 for axis in range(len(order))))
-    inside = z.permute(there).contiguous()
-    room = torch.empty(0, 0, dtype=z.dtype) if counts is None else counts.permute(there)
-    kept = room if room.is_contiguous() else torch.empty_like(inside, dtype=room.dtype)
-
+    inside = z.permute(there).reshape(len(z), -1)
     if (site.name, order) not in numbers:
         fields = (params.threshold, params.worth, params.current, params.v_init)
-        flat = torch.stack([expand(x, site).permute(order).reshape(-1).to(z.dtype) for x in fields])
-        numbers[site.name, order] = list(_period(flat, site.channels).numpy())
+        numbers[site.name, order] = _lines(site, fields, order, z.dtype)
     theta, worth, extra, v_init = numbers[site.name, order]
     number = theta.dtype.type
     most = math.inf if params.cap is None else params.cap * steps
     with threads_for(z.numel()):
         count_levels(
-            inside.view(len(z), -1).numpy(),
+            inside.numpy(),
             theta,
             worth / number(steps),
             extra,
             v_init,
             number(steps),
             number(most),
-            kept.view(len(kept), -1).numpy() if counts is not None else kept.numpy(),
+            _NO_COUNTS[z.dtype] if counts is None else counts.numpy(),
         )
-    if kept is not room:
-        room.copy_(kept)
-    return inside.permute(back)
+    return _logical(inside, site, order)
 
 
-def _period(numbers: torch.Tensor, channels: int) -> torch.Tensor:
-    """The first of each row's ``numbers`` if the others only repeat them with the channels; they stay in cache then."""
-    units = numbers.shape[1]
-    pixels = units // channels
-    if not torch.equal(numbers, numbers[:, :channels].repeat(1, pixels)):
-        return numbers.contiguous()
-    fitting = [k for k in range(1, pixels) if pixels % k == 0 and k * channels >= _FEWEST]
-    return numbers[:, : fitting[0] * channels if fitting else units].contiguous()
+def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """A row for each of ``fields`` in memory order: of all units, or of some pixels where all others repeat them.
+
+    Parameters of channels, which lie innermost, stay in cache then.
+    """
+    channels, pixels = site.channels, site.units // site.channels
+    if order[-1] != site.channel_axis or any(x.numel() not in (1, channels) for x in fields):
+        return torch.stack([expand(x, site).permute(order).reshape(-1) for x in fields]).to(dtype).numpy()
+    enough = next((k for k in range(-(-_FEWEST // channels), pixels) if pixels % k == 0), pixels)
+    rows = np.empty((len(fields), enough, channels), _NO_COUNTS[dtype].dtype)
+    for row, x in zip(rows, fields, strict=True):
+        row[:] = x.view(-1).numpy()
+    return rows.reshape(len(fields), -1)
 
 
 def simulate_counts(

@@ -19,12 +19,13 @@ from transpike.engines.event_arguments import Beside, Geometry, Neurons, Reading
 from transpike.engines.event_kernels import respond
 from transpike.engines.events import Synapse, Weights, passing
 from transpike.engines.kernels import Halves, fire, threads_for
+from transpike.engines.layout import batch_first, bits_of, flat_array, memory_order
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
 from transpike.spiking.plan import NeuronKind, SiteParams, expand
 
-__all__ = ["DensePopulation", "gpu_kernel", "memory_order", "takes_sums"]
+__all__ = ["DensePopulation", "gpu_kernel", "takes_sums"]
 
 _NO_HALVES = Halves()
 _ONES = "ones"  # among what populations share: what spikes are worth that are counted
@@ -81,7 +82,13 @@ class DensePopulation:
         return self._logical(spikes, current)
 
     def absorb(
-        self, sums: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor | Counted | None, steps: int, *, heard: bool
+        self,
+        sums: torch.Tensor,
+        bias: torch.Tensor | None,
+        other: torch.Tensor | Counted | Emitted | None,
+        steps: int,
+        *,
+        heard: bool,
     ) -> torch.Tensor | Counted:
         """As `advance` for the currents ``sums + bias + other``, which are made on the way: one pass over memory.
 
@@ -91,20 +98,22 @@ class DensePopulation:
             heard: does anything in low precision read the spikes? They are `Counted` then.
         """
         if takes_sums(sums):
+            assert not isinstance(other, Emitted), "there are no bits on a GPU"
             return self._absorb_on_gpu(sums, bias, other, steps, heard)
         halves, added = self._units_inmemory_order(sums), torch.zeros(()) if bias is None else bias
-        parts = Halves(_bits(halves), _numpy(self._flat(added)))
+        parts = Halves(bits_of(halves), flat_array(self._flat(added)))
         if isinstance(other, Counted):
             counts = self._units_inmemory_order(other.spikes)
-            parts = parts._replace(counts=_bits(counts), worth=_numpy(other.worth.units))
+            parts = parts._replace(counts=bits_of(counts), worth=flat_array(other.worth.units))
         elif other is not None:
-            parts = parts._replace(beside=_numpy(self._units_inmemory_order(other)))
+            numbers = other.numbers() if isinstance(other, Emitted) else other
+            parts = parts._replace(beside=flat_array(self._units_inmemory_order(numbers)))
         if not heard:
             numbers = torch.empty(halves.shape)
             self._fused(numbers, None, steps, parts)
             return self._logical(numbers, sums)
         spikes = torch.empty_like(halves)
-        self._fused(torch.empty(0), None, steps, parts._replace(spikes=_bits(spikes)))
+        self._fused(torch.empty(0), None, steps, parts._replace(spikes=bits_of(spikes)))
         return Counted(self._logical(spikes, sums), self._spike())
 
     def _absorb_on_gpu(
@@ -126,7 +135,7 @@ class DensePopulation:
         synapse: Synapse,
         weights: Weights,
         x: torch.Tensor | Emitted,
-        other: torch.Tensor | Emitted | None,
+        other: torch.Tensor | Emitted | Counted | None,
         steps: int,
         *,
         constant: bool,
@@ -138,11 +147,11 @@ class DensePopulation:
             weights: laid out by the synapse.
             other: is added to the currents; of samples only if ``constant``.
         """
-        frames, several = steps * self._samples, self._several
+        frames, several = steps * self._samples, self._params.several
         emitted = Emitted(tuple(self._site.shape), frames, self._spike(), several) if synapse.marks else None
         out = emitted.flat if emitted is not None else torch.empty(frames, self._site.units)
         if isinstance(other, Emitted) and emitted is not None and not several and not other.several:
-            beside = Beside(_numpy(other.worth.units), other.bits, 3)
+            beside = Beside(flat_array(other.worth.units), other.bits, 3)
         elif other is None:
             beside = Beside()
         else:
@@ -157,7 +166,7 @@ class DensePopulation:
         """As `advance`, with a bit for a spike where neurons fire once at most and lie in memory as bits do."""
         frames, shape = steps * self._samples, tuple(self._site.shape)
         in_place = self._axis == 0 and len(shape) in (1, 3) and self._order == (*range(1, len(shape)), 0)
-        once = self._params.kind is NeuronKind.INTEGRATE_AND_FIRE and not self._several
+        once = self._params.kind is NeuronKind.INTEGRATE_AND_FIRE and not self._params.several
         if not in_place or not once or len(shape) != current.dim() - 1 or shape[0] % LANES:
             return self.advance(current, steps, constant=constant, overwrite=overwrite)
         emitted = Emitted(shape, frames, self._spike(), several=False)
@@ -165,11 +174,6 @@ class DensePopulation:
         reading, geometry = passing(height, width, shape[0])
         self._respond(reading, geometry, Beside(frames_of(current), kind=1 if constant else 2), emitted, None, steps)
         return emitted
-
-    @property
-    def _several(self) -> bool:
-        """May a neuron emit anything but one spike in a step?"""
-        return self._params.signed or self._params.cap != 1
 
     def _spike(self) -> Worth:
         """What one is worth, looked at once a run."""
@@ -181,9 +185,9 @@ class DensePopulation:
     def _respond(
         self, read: Reading, g: Geometry, beside: Beside, emitted: Emitted | None, numbers: torch.Tensor | None, steps: int
     ) -> None:
-        room = Room() if numbers is None else Room(_numpy(numbers))
+        room = Room() if numbers is None else Room(flat_array(numbers))
         room = room if emitted is None else room._replace(bits=emitted.bits, marked=1)
-        state = map(_numpy, (self._v, self._sent, self._count, self._theta, self._worth, self._extra))
+        state = map(flat_array, (self._v, self._sent, self._count, self._theta, self._worth, self._extra))
         cap = np.float32(math.inf if self._params.cap is None else self._params.cap)
         neurons = Neurons(*state, cap=cap, signed=self._params.signed)
         with threads_for(steps * self._samples * self._site.units):
@@ -230,7 +234,7 @@ class DensePopulation:
         self._sent = self._count
 
     def _fused(self, spikes: torch.Tensor, drive: torch.Tensor | None, steps: int, halves: Halves = _NO_HALVES) -> None:
-        nothing, worth = np.empty(0, _numpy(spikes).dtype), self._worth
+        nothing, worth = np.empty(0, flat_array(spikes).dtype), self._worth
         if halves.spikes.size:
             worth = self._shared.setdefault(_ONES, torch.ones(0))
             if len(worth) < self._site.units:
@@ -238,15 +242,15 @@ class DensePopulation:
         cap = math.inf if self._params.cap is None else self._params.cap
         with threads_for(steps * self._samples * self._site.units):
             fire(
-                _numpy(spikes),
-                nothing if drive is None else _numpy(drive),
+                flat_array(spikes),
+                nothing if drive is None else flat_array(drive),
                 halves,
-                _numpy(self._v),
-                _numpy(self._sent) if self._params.signed else nothing,
-                _numpy(self._count),
-                _numpy(self._theta),
-                _numpy(worth),
-                _numpy(self._extra),
+                flat_array(self._v),
+                flat_array(self._sent) if self._params.signed else nothing,
+                flat_array(self._count),
+                flat_array(self._theta),
+                flat_array(worth),
+                flat_array(self._extra),
                 steps,
                 self._samples,
                 self._site.units,
@@ -306,7 +310,7 @@ class DensePopulation:
         return expand(x, self._site).permute(self._order).reshape(-1).contiguous()
 
     def _units_inmemory_order(self, x: torch.Tensor) -> torch.Tensor:
-        x = _batch_first(x, self._axis, self._site.shape)
+        x = batch_first(x, self._axis, self._site.shape)
         return x.permute(0, *(axis + 1 for axis in self._order)).contiguous().view(len(x), -1)
 
     def _per_sample(self, flat: torch.Tensor) -> torch.Tensor:
@@ -331,25 +335,3 @@ def gpu_kernel() -> Callable[..., None] | None:
         return importlib.import_module("transpike.engines.triton_kernels").fire
     except ImportError:
         return None
-
-
-def _batch_first(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """frames, *site; a batch axis that holds several rows per sample gives the site a leading axis."""
-    return x.movedim(axis, 0).reshape(-1, *shape)
-
-
-def memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, ...]:
-    """Axes of one sample of the site, outermost in memory first."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
-    if last is not None and batch_axis == 0 and rank == like.dim() - 1 and like.is_contiguous(memory_format=last):
-        return (*range(1, rank), 0)
-    return tuple(range(rank))
-
-
-def _bits(x: torch.Tensor) -> Any:
-    """bfloat16 as the integers of its bits, flat."""
-    return x.view(torch.int16).view(-1).numpy()
-
-
-def _numpy(x: torch.Tensor) -> Any:
-    return x.view(-1).numpy()

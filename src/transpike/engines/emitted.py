@@ -5,12 +5,12 @@ A spike of a neuron that fires once at most is worth the same whenever it comes,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from transpike.engines.count_kernels import marks
 from transpike.engines.count_kernels import numbers as numbers_of
 from transpike.engines.event_kernels import numbers
 from transpike.engines.event_vectors import NOTHING, SPARE
@@ -31,7 +31,8 @@ class Worth:
     def __init__(self, units: torch.Tensor, channels: int) -> None:
         rows = units.view(-1, channels)
         self.units, self.channels = units, channels
-        self.by_channel: Any = rows[0].numpy() if bool((rows == rows[0]).all()) else NOTHING
+        alike = units.device.type == "cpu" and bool((rows == rows[0]).all())  # only events ask, and a GPU is not waited for
+        self.by_channel: Any = rows[0].numpy() if alike else NOTHING
 
 
 class Emitted:
@@ -53,16 +54,17 @@ class Emitted:
         self.by_channel = NOTHING if several else worth.by_channel
 
     @staticmethod
-    def beside(parts: Sequence[Emitted], worth: Worth | None) -> Emitted:
-        """The channels of all parts, of which none emits several spikes, one after another. ``worth``: as made before."""
-        first = parts[0]
-        if worth is None:
-            rows = [part.worth.units.view(-1, part.worth.channels) for part in parts]
-            worth = Worth(torch.cat(rows, 1).view(-1), sum(part.worth.channels for part in parts))
-        both = Emitted((worth.channels, *first._shape[1:]), len(first), worth, several=False)
-        pixels = [part.bits[:-SPARE].reshape(-1, part.worth.channels // 8) for part in parts]
-        np.concatenate(pixels, 1, out=both.bits[:-SPARE].reshape(-1, worth.channels // 8))
-        return both
+    def made_of(pixels: np.ndarray, worth: Worth) -> Emitted:
+        """Of the bits of every pixel: frames x height x width x channels / 8, or frames x channels / 8."""
+        frames, *map_size, octets = pixels.shape
+        made = Emitted((8 * octets, *map_size), frames, worth, several=False)
+        made.bits[:-SPARE].reshape(pixels.shape)[...] = pixels
+        return made
+
+    def pixels(self) -> np.ndarray:
+        """The bits of every pixel, as for `made_of`."""
+        channels, *map_size = self._shape
+        return self.bits[:-SPARE].reshape(self._frames, *map_size, channels // 8)
 
     def __len__(self) -> int:
         return self._frames
@@ -82,6 +84,14 @@ class Emitted:
             self.flat = torch.empty(self._frames, self.worth.units.numel())
             self._count_into(self.flat, NOTHING, False, self._frames, 1)
         return self._logical(self.flat)
+
+    def halves(self) -> torch.Tensor:
+        """The spikes as whole numbers in bfloat16, laid out as `numbers`."""
+        assert not self.several, "spikes that come one by one are bits"
+        flat = torch.empty(self._frames, self.worth.units.numel(), dtype=torch.bfloat16)
+        with threads_for(flat.numel()):
+            marks(self.bits, flat.view(torch.int16).view(-1).numpy())
+        return self._logical(flat)
 
     def sums(self, before: torch.Tensor, steps: int) -> torch.Tensor:
         """What each sample has emitted after every step of the chunk, ``before`` it included (samples, logical)."""
@@ -135,8 +145,8 @@ class Counted:
         return self._numbers
 
 
-def frames_of(x: torch.Tensor | Emitted) -> Any:
+def frames_of(x: torch.Tensor | Emitted | Counted) -> Any:
     """Numbers of the frames, flat in the order NHWC, without a copy where they lie so already."""
-    x = x.numbers() if isinstance(x, Emitted) else x
+    x = x if isinstance(x, torch.Tensor) else x.numbers()
     last = x.movedim(1, -1) if x.dim() > 2 else x
     return last.contiguous().view(-1).numpy()

@@ -198,11 +198,12 @@ class Synapse:
             bias[:, :outs] = params[self.bias].detach().float().view(self.groups, outs)
         return Weights(split.permute(0, 4, 3, 2, 5, 1).reshape(-1).numpy(), bias.view(-1).numpy())
 
-    def folded(self, weights: Weights, worth: np.ndarray) -> Weights:
-        """The weights times what an event of each channel is ``worth``: then an event needs no product."""
+    def folded(self, weights: Weights, worth: np.ndarray, dtype: torch.dtype = torch.float32) -> Weights:
+        """The weights times what an event of each channel is ``worth``, rounded to ``dtype``: then an event needs no product."""
         (own, _), row = self._own, self.columns * self.vectors * LANES
         split = weights.rows.reshape(self.groups, -1, own, row) * worth.reshape(self.groups, 1, own, 1)
-        return Weights(split.reshape(-1), weights.bias, folded=True)
+        rounded = torch.from_numpy(split.reshape(-1)).to(dtype).float().numpy()
+        return Weights(rounded, weights.bias, folded=True)
 
     def _pixel_cost(self, vectors: int, density: float) -> float:
         """Vector operations of ``vectors`` sums of an output pixel."""

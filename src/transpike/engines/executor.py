@@ -15,6 +15,7 @@ import torch
 
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.averages import RunningMean
+from transpike.engines.bit_moves import moved
 from transpike.engines.budget import Chunks, bytes_per_sample, chunking
 from transpike.engines.dense import DensePopulation, takes_sums
 from transpike.engines.emitted import Counted, Emitted, frames_of
@@ -22,8 +23,8 @@ from transpike.engines.event_kernels import looked
 from transpike.engines.event_vectors import NOTHING
 from transpike.engines.events import Synapse, Weights
 from transpike.engines.population import NewPopulation, Population
-from transpike.engines.precision import Arithmetic, Bfloat16, Float32, Sums, arithmetic_of, check_precision
-from transpike.engines.program import ENGINES, Joined, Program, beside, check_engine
+from transpike.engines.precision import Arithmetic, Bfloat16, Float32, Sums, arithmetic_of, check_precision, label_of
+from transpike.engines.program import ENGINES, Joined, Program, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
@@ -61,7 +62,7 @@ def simulate(
         engine: "dense" computes every 0 too, "events" only what is not 0, wherever it has a kernel; "auto" takes for each
             layer and chunk of steps what its density makes cheaper.
         precision: "float32"; "bfloat16" or "int8" for the products of convolutions and linear layers, see
-            `transpike.engines.precision`. The engine is "dense" then; the trace names what each layer has.
+            `transpike.engines.precision`. With int8 the engine is "dense"; the trace names what each layer has.
         max_memory: bytes that activations, state and results may take together; None: no limit but the cache's.
         chunk: time steps per chunk; chosen from the sizes if None.
         probe: sees what neurons and analog operations emit, chunk by chunk.
@@ -83,12 +84,13 @@ def simulate(
     inputs = checked_inputs(graph, inputs)
     check_frames(graph, inputs, steps)
     arithmetic = arithmetic_of(graph, plan, precision, population is None and takes_sums(inputs[0]))
-    dense = population is not None or precision != "float32"
+    dense = population is not None or precision == "int8"
     summed = {name: found.counting for name, found in arithmetic.items() if isinstance(found, (Bfloat16, Sums))}
     program = Program.of(graph, plan, "dense" if dense else engine, inputs[0], {} if population is not None else summed)
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
-    chunks = chunking(graph, plan, samples, steps, chunk, max_memory, inputs[0].element_size(), on_gpu)
+    size, bits = inputs[0].element_size(), bool(program.synapses)
+    chunks = chunking(graph, plan, samples, steps, chunk, max_memory, size, on_gpu, bits=bits)
     per_run = samples if whole else chunks.samples
     axes = [program.batch_axes[name] + 1 for name in tree_refs(graph.outputs)]
     result = None
@@ -196,8 +198,8 @@ class MicroBatch:
             result = self._fire(node, env)
         elif node.role is Role.ANALOG:
             result = self._differential(node, env)
-        elif (together := self._beside(node, env)) is not None:
-            return together
+        elif (bits := moved(node, env.emitted, self._program.shared)) is not None:
+            return bits
         else:
             result = self._add_in_place(node, env)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
@@ -232,20 +234,23 @@ class MicroBatch:
     def _send(self, node: Node, env: ChunkValues) -> torch.Tensor:
         """The currents of a synapse, by events if they are cheaper."""
         program, x = self._program, env.emitted(node.args[0].name)
-        synapse, frames = program.synapses[node.name], self._steps * self._samples
-        with self._trace.timed(node.name, synapse.macs, frames) as layer:
-            if self._by_events(synapse, x, layer):
-                return synapse.currents(x, self._weights(synapse, node.args[0].name, x))
-            return call(node, env, frames, self._device)
+        synapse, arithmetic = program.synapses[node.name], self._arithmetic.get(node.name)
+        with self._trace.timed(node.name, synapse.macs, self._steps * self._samples, label_of(arithmetic)) as layer:
+            if self._by_events(synapse, x, layer, arithmetic):
+                return synapse.currents(x, self._weights(synapse, node.args[0].name, x, arithmetic))
+            return self._currents(node, env, arithmetic)
+
+    def _currents(self, node: Node, env: ChunkValues, arithmetic: Arithmetic | None) -> torch.Tensor:
+        """The currents of a synapse, densely."""
+        source = node.args[0].name
+        if arithmetic is None or isinstance(arithmetic, Float32):
+            return call(node, env, self._steps * self._samples, self._device)
+        return arithmetic.currents(env.emitted(source) if isinstance(arithmetic, (Bfloat16, Sums)) else env[source])
 
     def _multiply(self, node: Node, env: ChunkValues, arithmetic: Arithmetic) -> torch.Tensor:
         """The currents of a synapse with an arithmetic of its own."""
-        frames = self._steps * self._samples
-        with self._trace.timed(node.name, arithmetic.macs, frames, arithmetic.label):
-            if isinstance(arithmetic, Float32):
-                return call(node, env, frames, self._device)
-            x = env.emitted(node.args[0].name) if isinstance(arithmetic, (Bfloat16, Sums)) else env[node.args[0].name]
-            return arithmetic.currents(x)
+        with self._trace.timed(node.name, arithmetic.macs, self._steps * self._samples, arithmetic.label):
+            return self._currents(node, env, arithmetic)
 
     def _absorb(self, node: Node, env: ChunkValues, joined: Joined, arithmetic: Bfloat16 | Sums) -> torch.Tensor | Counted:
         """What neurons emit that make their currents of sums themselves."""
@@ -261,46 +266,53 @@ class MicroBatch:
         """What neurons emit that have taken their synapse over."""
         program, joined = self._program, self._program.joined[node.name]
         arithmetic = self._arithmetic.get(joined.synapse.name)
-        if isinstance(arithmetic, (Bfloat16, Sums)):
+        site = program.sites[node.name]
+        several = program.plan.sites[site.name].several
+        if isinstance(arithmetic, (Bfloat16, Sums)) and (joined.synapse.name not in program.synapses or several):
             return self._absorb(node, env, joined, arithmetic)
-        synapse, site = program.synapses[joined.synapse.name], program.sites[node.name]
+        synapse = program.synapses[joined.synapse.name]
         source, frames = joined.synapse.args[0].name, self._steps * self._samples
         x = env.emitted(source)
         constant = joined.other in self._constants
         other = None if joined.other is None else self._constants[joined.other] if constant else env.emitted(joined.other)
-        with self._trace.timed(node.name, synapse.macs, frames) as layer:
-            if self._by_events(synapse, x, layer):
+        with self._trace.timed(node.name, synapse.macs, frames, label_of(arithmetic)) as layer:
+            if self._by_events(synapse, x, layer, arithmetic):
                 like = synapse.logical(torch.empty(1, site.units), len(joined.synapse.shape or ()))
                 neurons = self._population(node, site, 0, like)
                 assert isinstance(neurons, DensePopulation)
-                return neurons.receive(synapse, self._weights(synapse, source, x), x, other, self._steps, constant=constant)
-            current = env.seen(call(joined.synapse, env, frames, self._device))
+                weights = self._weights(synapse, source, x, arithmetic)
+                return neurons.receive(synapse, weights, x, other, self._steps, constant=constant)
+            current = env.seen(self._currents(joined.synapse, env, arithmetic))
             if joined.other is not None:
                 current = current.add_(env[joined.other])
             return self._advance(node, self._population(node, site, 0, current), current, constant=False, overwrite=True)
 
-    def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer) -> bool:
-        """Look at some inputs, spread over the chunk, and take what costs less."""
+    def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer, arithmetic: Arithmetic | None) -> bool:
+        """Look at some inputs, spread over the chunk, and take what costs less. Rounded weights take in what a spike is worth."""
+        marked, share = isinstance(x, Emitted) and synapse.fits(x), 1.0
+        if isinstance(arithmetic, Bfloat16):
+            share = arithmetic.dense_share
+            if not isinstance(x, Emitted) or not marked or not len(x.by_channel):
+                return False
         found, total = x.looked() if isinstance(x, Emitted) else looked(frames_of(x))
         layer.nonzeros, layer.looked = layer.nonzeros + found, layer.looked + total
-        marked = isinstance(x, Emitted) and synapse.fits(x)
-        if self._program.engine == "auto" and synapse.event_cost(found / total, marked) > synapse.dense_cost():
+        if self._program.engine == "auto" and synapse.event_cost(found / total, marked) > share * synapse.dense_cost():
             return False
         layer.events += len(x)
         return True
 
-    def _weights(self, synapse: Synapse, source: str, x: torch.Tensor | Emitted) -> Weights:
+    def _weights(self, synapse: Synapse, source: str, x: torch.Tensor | Emitted, arithmetic: Arithmetic | None) -> Weights:
         """As the kernels read them, once for all: what ``source`` emits is worth the same at all times.
 
         Layers that share weights are one synapse, but what they read may be worth something else.
         """
         shared, params = self._program.shared, self._program.params
         worth = x.by_channel if isinstance(x, Emitted) and synapse.fits(x) else NOTHING
-        folded = len(worth) > 0
-        key = (synapse, source if folded else None)
+        folded, dtype = len(worth) > 0, torch.bfloat16 if isinstance(arithmetic, Bfloat16) else torch.float32
+        key = (synapse, source if folded else None, dtype)
         if key not in shared:
             weights = synapse.layout(params)
-            shared[key] = synapse.folded(weights, worth) if folded else weights
+            shared[key] = synapse.folded(weights, worth, dtype) if folded else weights
         return shared[key]
 
     def _differential(self, node: Node, env: ChunkValues) -> torch.Tensor:
@@ -321,18 +333,6 @@ class MicroBatch:
         change = torch.empty_like(total)
         average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
         return change
-
-    def _beside(self, node: Node, env: ChunkValues) -> Emitted | None:
-        """Bits beside bits, None where not all are."""
-        if not beside(node):
-            return None
-        parts = [env.emitted(name) for name in node.refs()]
-        if not all(isinstance(part, Emitted) and not part.several for part in parts):
-            return None
-        key, shared = (node.name, "worth"), self._program.shared
-        together = Emitted.beside(parts, shared.get(key))
-        shared[key] = together.worth
-        return together
 
     def _add_in_place(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor | None:
         """A residual sum into the memory of the operand that nobody else reads, None where that cannot be."""

@@ -8,7 +8,8 @@ so only ``W`` is rounded. Membranes, thresholds, biases, the read-out layers and
 
 - bfloat16: ``W`` and what is no whole spike are rounded to 8 bits, products are summed in float32, the sum is rounded to
   bfloat16 before the bias comes to it (no library gives another result). Counts to 256 are exact. Neurons behind such a
-  synapse take its sums as they are and hand counts in bfloat16 on: one pass over half the memory.
+  synapse take its sums as they are and hand counts in bfloat16 on: one pass over half the memory. Engine "auto" adds events
+  up where they are cheaper: the same ``W``, whose sum stays in float32.
 - int8: ``W = scale_o q`` with ``q = round(W / scale_o)``, ``scale_o = max |W_o| / 127``; the sum of ``q s`` is an exact integer.
   A synapse that reads anything else than whole spikes stays float32.
 
@@ -28,21 +29,21 @@ from typing import Protocol
 import torch
 
 from transpike.engines.count_kernels import counts
-from transpike.engines.emitted import Counted
+from transpike.engines.emitted import Counted, Emitted
+from transpike.engines.form import Form
 from transpike.engines.worth import Spikes, by_channel, whole_spikes
 from transpike.errors import SpecError
-from transpike.graph.interpret import channels_last, function
-from transpike.graph.ir import Graph, Node, Ref, Role
+from transpike.graph.interpret import channels_last
+from transpike.graph.ir import Graph, Node, Role
 from transpike.graph.roles import SYNAPSES, base_name
 from transpike.spiking.plan import Plan
 
-__all__ = ["Arithmetic", "Bfloat16", "Float32", "Int8", "Sums", "arithmetic_of", "check_precision", "has_bfloat16"]
+__all__ = ["Arithmetic", "Bfloat16", "Float32", "Int8", "Sums", "arithmetic_of", "check_precision", "has_bfloat16", "label_of"]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
-_CONVOLUTIONS = tuple(f"aten.conv{d}d" for d in (1, 2, 3))
-_TRANSPOSED = tuple(f"aten.conv_transpose{d}d" for d in (1, 2, 3))
 _LARGEST = 127  # of a weight, and of a count: two products of such numbers fit the 16 bits that older processors add them in
+_BFLOAT16_SHARE = 0.6  # of a float32 layer's time, where bfloat16 is faster at all
 _MIDDLE = 64  # stands for 0 where counts of either sign are written without one
 
 
@@ -52,7 +53,7 @@ def check_precision(precision: str, engine: str) -> None:
         raise SpecError(f"there is no precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     if precision != "float32" and engine in ("events", "counts"):
         why = "adds float32 weights" if engine == "events" else "passes means on, which are no whole spikes"
-        raise SpecError(f"engine={engine!r} {why}: precision={precision!r} needs engine='dense' (or 'auto', which is dense then)")
+        raise SpecError(f"engine={engine!r} {why}: precision={precision!r} needs engine='dense' or 'auto'")
 
 
 class Arithmetic(Protocol):
@@ -63,6 +64,11 @@ class Arithmetic(Protocol):
     @property
     def macs(self) -> int: ...
     def currents(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+def label_of(arithmetic: Arithmetic | None) -> str:
+    """What a trace calls it; None is float32."""
+    return "float32" if arithmetic is None else arithmetic.label
 
 
 def arithmetic_of(graph: Graph, plan: Plan, precision: str, on_gpu: bool = False) -> dict[str, Arithmetic]:
@@ -89,14 +95,14 @@ def arithmetic_of(graph: Graph, plan: Plan, precision: str, on_gpu: bool = False
 
 def _sums_of(graph: Graph, params: Mapping[str, torch.Tensor]) -> dict[str, Arithmetic]:
     """Those whose bias can be added by neurons, of a network in single precision."""
-    forms = {node.name: _Form.of(node, params) for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES}
+    forms = {node.name: Form.of(node, params) for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES}
     return {name: Sums(form) for name, form in forms.items() if form is not None and form.weight.dtype == torch.float32}
 
 
 def _chosen(
     node: Node, params: Mapping[str, torch.Tensor], spikes: Mapping[str, Spikes], driving: set[str], precision: str
 ) -> Arithmetic:
-    form = _Form.of(node, params)
+    form = Form.of(node, params)
     if form is None:
         return Float32(node, 0, f"{base_name(node.op)} of this form")
     if node.name not in driving:
@@ -120,83 +126,6 @@ def _driving(graph: Graph) -> set[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Form:
-    """A convolution or linear layer with its numbers."""
-
-    node: Node
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    @staticmethod
-    def of(node: Node, params: Mapping[str, torch.Tensor]) -> _Form | None:
-        name, args = base_name(node.op), node.args
-        if name not in (*_CONVOLUTIONS, *_TRANSPOSED, "aten.linear") or node.kwargs or len(args) < 2:
-            return None
-        weight, bias = args[1], args[2] if len(args) > 2 else None
-        fixed = all(isinstance(x, Ref) and x.name in params for x in (weight, bias) if x is not None)
-        if not isinstance(args[0], Ref) or weight is None or not fixed:
-            return None
-        weight, bias = params[weight.name], None if bias is None else params[bias.name]
-        return _Form(node, weight.detach(), None if bias is None else bias.detach())
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of a frame; a transposed convolution's edges are counted too."""
-        if base_name(self.node.op) not in _TRANSPOSED:
-            return self.node.numel() * math.prod(self.weight.shape[1:])
-        stride = self.node.args[3] if len(self.node.args) > 3 else 1
-        apart = math.prod(stride) if isinstance(stride, (list, tuple)) else stride ** (self.weight.dim() - 2)
-        return self.node.numel() * self.weight.numel() // self.weight.shape[1] // self.groups // apart
-
-    @property
-    def linear(self) -> bool:
-        return base_name(self.node.op) == "aten.linear"
-
-    @property
-    def axis(self) -> int:
-        """The axis of channels."""
-        return -1 if self.linear else 1
-
-    @property
-    def groups(self) -> int:
-        return int(self.node.args[6]) if len(self.node.args) > 6 else 1
-
-    def folded(self, worth: torch.Tensor | None) -> torch.Tensor:
-        """``W``, output channels first: [outputs, inputs of a group, ...]."""
-        weight = self.weight
-        if base_name(self.node.op) in _TRANSPOSED:  # is stored as [inputs, outputs of a group, ...]
-            weight = _swapped(weight, self.groups)
-        if worth is None:
-            return weight
-        by_group = worth.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
-        return (weight.unflatten(0, (self.groups, -1)) * by_group).flatten(0, 1)
-
-    def call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The operation without its bias on ``weight``, output channels first."""
-        stored = _swapped(weight, self.groups) if base_name(self.node.op) in _TRANSPOSED else weight
-        return function(self.node.op)(x, stored, None, *self.node.args[3:])
-
-    def by_output(self, x: torch.Tensor) -> torch.Tensor:
-        """One number for each output channel, ready to broadcast against the result."""
-        return x if self.linear else x.view(-1, *[1] * (self.weight.dim() - 2))
-
-    def windows(self) -> tuple[list[int], list[int], list[int]] | None:
-        """Stride, padding and dilation of a convolution, None where oneDNN has no such operation."""
-        dims = self.weight.dim() - 2
-        options = [*self.node.args[3:6], *[None] * 3][:3]
-        sizes = [default if x is None else x for x, default in zip(options, (1, 0, 1), strict=True)]
-        if base_name(self.node.op) not in _CONVOLUTIONS or any(isinstance(x, str) for x in sizes):
-            return None
-        stride, padding, dilation = ([x] * dims if isinstance(x, int) else [*x, *x][:dims] for x in sizes)
-        return stride, padding, dilation
-
-
-def _swapped(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """[groups x a, b, ...] as [groups x b, a, ...]."""
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
 class Float32:
     """Left as it was, and why."""
 
@@ -217,7 +146,7 @@ class Sums:
 
     label, counting = "float32", False
 
-    def __init__(self, form: _Form) -> None:
+    def __init__(self, form: Form) -> None:
         self._form, self.macs, self._weight = form, form.macs, channels_last(form.folded(None))
 
     @property
@@ -236,13 +165,14 @@ class Sums:
 
 
 class Bfloat16:
-    """Products of 8-bit significands, summed in float32."""
+    """Products of 8-bit significands, summed in float32. ``dense_share``: their time as a share of float32's."""
 
-    def __init__(self, form: _Form, worth: torch.Tensor | None) -> None:
+    def __init__(self, form: Form, worth: torch.Tensor | None) -> None:
         self._form, self._worth, self.macs = form, worth, form.macs
         self.label = "bfloat16" if worth is not None else "bfloat16 (inputs rounded)"
         self._dtype = torch.bfloat16 if has_bfloat16(form.weight.device.type) else torch.float32
         self._weight = channels_last(form.folded(worth).to(torch.bfloat16).to(self._dtype))
+        self.dense_share = _BFLOAT16_SHARE if self._dtype == torch.bfloat16 else 1.0
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -254,15 +184,17 @@ class Bfloat16:
         """Does it read whole spikes?"""
         return self._worth is not None
 
-    def sums(self, x: torch.Tensor | Counted) -> torch.Tensor:
+    def sums(self, x: torch.Tensor | Counted | Emitted) -> torch.Tensor:
         """The operation's result for ``x`` without its bias, in bfloat16."""
+        if isinstance(x, Emitted):
+            x = x.numbers() if x.several or not self.counting else Counted(x.halves(), x.worth)
         if isinstance(x, Counted):
             given = x.spikes.to(self._dtype) if self.counting else x.numbers().to(torch.bfloat16).to(self._dtype)
         else:
             given = x.to(torch.bfloat16).to(self._dtype) if self._worth is None else self._counts(x, self._worth)
         return self._form.call(given, self._weight).to(torch.bfloat16)
 
-    def currents(self, x: torch.Tensor | Counted) -> torch.Tensor:
+    def currents(self, x: torch.Tensor | Counted | Emitted) -> torch.Tensor:
         """The operation's result for ``x``, in float32."""
         sums = self.sums(x)
         return sums.float() if self.bias is None else sums + self._form.by_output(self.bias)
@@ -274,7 +206,7 @@ class Bfloat16:
 class Int8:
     """Products of integers, summed exactly."""
 
-    def __init__(self, form: _Form, worth: torch.Tensor, most: int | None) -> None:
+    def __init__(self, form: Form, worth: torch.Tensor, most: int | None) -> None:
         self._form, self._worth, self._most = form, worth, most
         self.label, self.macs = "int8", form.macs
         weight = form.folded(worth)

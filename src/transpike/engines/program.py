@@ -1,7 +1,8 @@
 """What can be known about running a graph before any data is there.
 
-Where the event engine may run, or neurons take sums as they come, a neuron layer takes the synapse before it (and the residual sum between them) into one
-step of the program, `Joined`: events add up to a line of currents, and its neurons fire from the same pass.
+Where the event engine may run, or neurons take sums as they come, a neuron layer takes the synapse before it (and the residual
+sum between them) into one step of the program, `Joined`: events add up to a line of currents, and its neurons fire from the same
+pass.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from transpike.engines.bit_moves import beside
 from transpike.engines.events import Synapse
 from transpike.errors import SpecError
 from transpike.graph.interpret import frees, overwritable
@@ -19,7 +21,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role, Site, tree_refs
 from transpike.graph.roles import HOMOGENEOUS, SYNAPSES, base_name
 from transpike.spiking.plan import NeuronKind, Plan
 
-__all__ = ["ENGINES", "Joined", "Program", "beside", "check_engine"]
+__all__ = ["ENGINES", "Joined", "Program", "check_engine"]
 
 _NONE: Mapping[str, bool] = {}
 ENGINES = ("auto", "dense", "events")
@@ -158,12 +160,6 @@ def _heard(graph: Graph, synapses: Collection[str]) -> set[str]:
         elif beside(node):
             asked += node.refs()
     return found
-
-
-def beside(node: Node) -> bool:
-    """Does the operation put the channels of its operands beside each other?"""
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return base_name(node.op) == "aten.cat" and node.batch_axis == 0 and axis == 1 and len(node.shape or ()) in (2, 4)
 
 
 def _fits(site: Site, node: Node) -> bool:

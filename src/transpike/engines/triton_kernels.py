@@ -49,7 +49,7 @@ def fire(
             neurons and is not written then.
         theta, worth, extra: threshold, value of a spike and per-step current of each unit.
         cap: most spikes in a step, None for no limit.
-        bias: of each unit, float32. beside: as many as ``x``, float32 or bfloat16. each: what one of them is worth, of each unit (1).
+        bias: of each unit, float32. beside: as many as ``x``, float32 or bfloat16. each: what one of them is worth, of each unit.
         spikes: room for what is emitted; None: the place of ``x``. counted: write the spikes there, not what they are worth.
     """
     neurons, units = v.numel(), v.shape[-1]

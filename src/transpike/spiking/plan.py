@@ -80,6 +80,11 @@ class SiteParams:
         """What a spike is worth to the next layer, activation units."""
         return self.threshold if self.amplitude is None else self.amplitude
 
+    @property
+    def several(self) -> bool:
+        """May a neuron send anything but one spike in a step?"""
+        return self.signed or self.cap != 1
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensor fields by name."""
         own = {"threshold": self.threshold, "v_init": self.v_init, "current": self.current}
