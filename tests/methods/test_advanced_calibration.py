@@ -228,6 +228,15 @@ def test_groups_of_samples_average_their_potentials(monkeypatch: pytest.MonkeyPa
     assert refined.sites["0#1"].v_init.tolist() == [0.25]
 
 
+def test_what_replaces_the_potential_is_missing_from_the_same_one_in_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.tensor([0.625, 0.625, 0.375, 0.375])[:, None]
+    monkeypatch.setattr(_calibration, "_GROUP_BYTES", 2 * 4 * 4)
+    plan = Plan({"0#1": SiteParams(torch.ones(1), torch.tensor([0.5]))})
+    refined = AdvancedCalibration(steps=4, weights=False, replace=True).fit(rectifier(1), [x], plan)
+    # from v = 0.5: 4 (0.625 - 0.75) in group 1 and 4 (0.375 - 0.5) in group 2
+    assert refined.sites["0#1"].v_init.tolist() == [-0.5]
+
+
 def test_groups_of_samples_share_the_updates_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     _, graph, plan, x = network("residual")
     method = AdvancedCalibration(steps=STEPS, weights=True, potential=False, iterations=9, rate=1e-2, batch=8)

@@ -110,7 +110,8 @@ class AdvancedCalibration:
 
         def calibrate(site: Site, currents: torch.Tensor) -> torch.Tensor:
             params = plan.sites[site.name]
-            missing = self.steps * (wanted[site.name] - respond(site, params, currents).emitted.mean((0, 1)))
+            tried = before.sites[site.name] if self.replace else params  # what takes its place is what is missing from there
+            missing = self.steps * (wanted[site.name] - respond(site, tried, currents).emitted.mean((0, 1)))
             if self.replace:
                 missing = plus(site, missing, -params.v_init)
             sites[site.name] = replace(params, v_init=plus(site, params.v_init, share * missing))
