@@ -49,7 +49,7 @@ class Recipe:
         ceiling_rate: learning rate of the ceilings, as a share of ``lr``.
         seed: of everything random in an epoch (order, augmentation, dropout).
         bfloat16: convolutions and linear layers multiply in bfloat16; weights, activations' levels, loss and updates stay as they
-            are. Faster on a GPU and on processors with matrix tiles (AMX), slower elsewhere.
+            are. Faster on a GPU and on processors that multiply it faster (AMX, AMD Zen 4 and later), slower elsewhere.
     """
 
     epochs: int = 10
