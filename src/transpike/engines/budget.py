@@ -129,13 +129,12 @@ def chunking(
     Args:
         gpu_bytes: memory of the GPU, None on the CPU.
         numbers: of each unit that the engine keeps for all samples; None: those of the dense engine.
-        bits: spikes may be bits: a chunk is short then, and more samples go together.
+        bits: spikes may be bits: a chunk is no longer than it takes for all samples to go together, and some steps at least.
     """
     whole = any(params.kind.all_at_once for params in plan.sites.values())
     if whole:
         chunk = steps
     grows = chunk is None and gpu_bytes is None
-    longest = min(steps, _ENOUGH) if bits and not whole else steps
     largest = max((node.numel() for node in graph.body), default=1) * itemsize
     if gpu_bytes is None:
         together = min(samples, torch.get_num_threads())  # a thread works on a sample
@@ -143,6 +142,7 @@ def chunking(
     else:
         frames = max(1, gpu_bytes // _GPU_SHARE // max(largest, 1))
         together = min(samples, frames)
+    longest = min(steps, max(_ENOUGH, frames // samples)) if bits and not whole else steps
     if max_memory is None:
         per_chunk = min(longest, frames // together) if chunk is None else min(steps, chunk)
         at_once = max(1, min(samples, frames // per_chunk))
