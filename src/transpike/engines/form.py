@@ -28,6 +28,7 @@ class Form:
 
     @staticmethod
     def of(node: Node, params: Mapping[str, torch.Tensor]) -> Form | None:
+        """The form of ``node``, None where weights or bias are not parameters or the operation is another."""
         name, args = base_name(node.op), node.args
         if name not in (*_CONVOLUTIONS, *_TRANSPOSED, "aten.linear") or node.kwargs or len(args) < 2:
             return None
