@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,15 +27,50 @@ WITH_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, rea
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
+def normals() -> Callable[..., torch.Tensor]:
+    """Draws tensors of any shape, the same at every start."""
+    return partial(torch.randn, generator=torch.Generator().manual_seed(0))
+
+
+def plain_kernel(
+    x,
+    constant,
+    v,
+    sent,
+    count,
+    theta,
+    worth,
+    extra,
+    steps,
+    cap,
+    signed,
+    bias=None,
+    beside=None,
+    each=None,
+    spikes=None,
+    counted=False,
+) -> None:
+    """What the kernel does, in torch."""
+    out = x if spikes is None else spikes
+    others = [None] * steps if beside is None else beside.float().view(steps, *v.shape)
+    for frame, other, to in zip(x.view(steps, *v.shape), others, out.view(steps, *v.shape), strict=True):
+        current = frame.float() if constant is None else constant
+        current = current if bias is None else current + bias
+        if other is not None:
+            current = current + (other if each is None else each * other)
+        s, potential, net = step(v, sent, current + extra, theta, cap, signed)
+        v.copy_(potential)
+        count.add_(s.abs())
+        if signed:
+            sent.copy_(net)
+        to.copy_(s if counted else worth * s)
+
+
 def check_parts(device: str) -> None:
     """Currents in parts, in both number formats, and spikes written as numbers or as counts."""
     kernel = gpu_kernel()
     assert kernel is not None
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal, generator = normals(), torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         for parts in ((), ("bias",), ("beside",), ("bias", "beside", "each")):
             x, beside = 2 * normal(STEPS * SAMPLES, UNITS), torch.randint(0, 3, (STEPS * SAMPLES, UNITS), generator=generator)
@@ -60,11 +97,7 @@ def check(device: str) -> None:
     """Every kind of neuron, real numbers, state that is there already."""
     kernel = gpu_kernel()
     assert kernel is not None
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal, generator = normals(), torch.Generator().manual_seed(0)
     for cap in (1, 3, None):
         for signed in (False, True):
             for constant in (False, True):
@@ -127,18 +160,8 @@ def test_without_triton_neurons_go_step_by_step(monkeypatch) -> None:
 
 @pytest.mark.parametrize("params", [SiteParams(torch.tensor(0.5)), SiteParams(torch.tensor(0.5), cap=2, signed=True)])
 def test_a_population_hands_its_state_over(params: SiteParams, monkeypatch) -> None:
-    """The arguments of the kernel, in a kernel written here."""
-
-    def kernel(x, constant, v, sent, count, theta, worth, extra, steps, cap, signed) -> None:
-        for frame in x.view(steps, *v.shape):
-            s, potential, net = step(v, sent, (frame if constant is None else constant) + extra, theta, cap, signed)
-            v.copy_(potential)
-            count.add_(s.abs())
-            if signed:
-                sent.copy_(net)
-            frame.copy_(worth * s)
-
-    monkeypatch.setattr(dense, "gpu_kernel", lambda: kernel)
+    """The arguments of the kernel, in the kernel written here."""
+    monkeypatch.setattr(dense, "gpu_kernel", lambda: plain_kernel)
     site, x = Site("a#1", "a", (5,), 0), torch.randn(STEPS * SAMPLES, 5, generator=torch.Generator().manual_seed(1))
     for constant in (False, True):
         runs = []
@@ -149,40 +172,6 @@ def test_a_population_hands_its_state_over(params: SiteParams, monkeypatch) -> N
             y = neurons.advance(given, STEPS, constant=constant, overwrite=False)
             runs.append((y, neurons.spikes(), neurons.net(), neurons.membrane()))
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
-def plain_kernel(
-    x,
-    constant,
-    v,
-    sent,
-    count,
-    theta,
-    worth,
-    extra,
-    steps,
-    cap,
-    signed,
-    bias=None,
-    beside=None,
-    each=None,
-    spikes=None,
-    counted=False,
-) -> None:
-    """What the kernel does, in torch."""
-    out = x if spikes is None else spikes
-    others = [None] * steps if beside is None else beside.float().view(steps, *v.shape)
-    for frame, other, to in zip(x.view(steps, *v.shape), others, out.view(steps, *v.shape), strict=True):
-        current = frame.float() if constant is None else constant
-        current = current if bias is None else current + bias
-        if other is not None:
-            current = current + (other if each is None else each * other)
-        s, potential, net = step(v, sent, current + extra, theta, cap, signed)
-        v.copy_(potential)
-        count.add_(s.abs())
-        if signed:
-            sent.copy_(net)
-        to.copy_(s if counted else worth * s)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -20,7 +20,7 @@ import torch
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import chunking
 from transpike.engines.kernels import count_levels, threads_for
-from transpike.engines.layout import memory_order
+from transpike.engines.layout import logical, memory_order
 from transpike.engines.run import Run
 from transpike.errors import DataError, SpecError
 from transpike.graph.batches import checked_inputs
@@ -47,7 +47,7 @@ class Whole(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         flat, site, order = self._kept[name]
-        return _logical(flat, site, order).to(self._dtype)
+        return logical(flat, site.shape, order).to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)
@@ -63,12 +63,6 @@ class Whole(Mapping[str, torch.Tensor]):
             flat = like.new_empty((samples, site.units), dtype=fitting[0] if fitting else like.dtype)
             self._kept[site.name] = flat, site, memory_order(like, 0, len(site.shape))
         return self._kept[site.name][0]
-
-
-def _logical(flat: torch.Tensor, site: Site, order: tuple[int, ...]) -> torch.Tensor:
-    """Samples x units in memory order as N *site, in the same memory."""
-    back = (0, *(order.index(axis) + 1 for axis in range(len(order))))
-    return flat.view(len(flat), *(site.shape[axis] for axis in order)).permute(back)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +170,7 @@ def _levels(
             number(most),
             _NO_COUNTS[z.dtype] if counts is None else counts.numpy(),
         )
-    return _logical(inside, site, order)
+    return logical(inside, site.shape, order)
 
 
 def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -190,7 +184,7 @@ def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], d
     enough = next((k for k in range(-(-_FEWEST // channels), pixels) if pixels % k == 0), pixels)
     rows = np.empty((len(fields), enough, channels), _NO_COUNTS[dtype].dtype)
     for row, x in zip(rows, fields, strict=True):
-        row[:] = x.view(-1).numpy()
+        row[:] = x.reshape(-1).to(dtype).numpy()
     return rows.reshape(len(fields), -1)
 
 

@@ -19,7 +19,7 @@ from transpike.engines.event_arguments import Beside, Geometry, Neurons, Reading
 from transpike.engines.event_kernels import respond
 from transpike.engines.events import Synapse, Weights, passing
 from transpike.engines.kernels import Halves, fire, threads_for
-from transpike.engines.layout import batch_first, bits_of, flat_array, memory_order
+from transpike.engines.layout import batch_first, bits_of, flat_array, logical, memory_order
 from transpike.engines.vectors import LANES
 from transpike.graph.ir import Site
 from transpike.spiking.neurons import parallel, parallel_count, step
@@ -314,8 +314,7 @@ class DensePopulation:
         return x.permute(0, *(axis + 1 for axis in self._order)).contiguous().view(len(x), -1)
 
     def _per_sample(self, flat: torch.Tensor) -> torch.Tensor:
-        in_memory = flat.view(-1, *(self._site.shape[axis] for axis in self._order))
-        return in_memory.permute(0, *(self._order.index(axis) + 1 for axis in range(len(self._order))))
+        return logical(flat, self._site.shape, self._order)
 
     def _logical(self, flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Spikes in the shape of the current, with as many frames on the batch axis as there are."""

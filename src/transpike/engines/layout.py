@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["batch_first", "bits_of", "flat_array", "memory_order"]
+__all__ = ["batch_first", "bits_of", "flat_array", "logical", "memory_order"]
 
 
 def batch_first(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -20,6 +20,12 @@ def memory_order(like: torch.Tensor, batch_axis: int, rank: int) -> tuple[int, .
     if last is not None and batch_axis == 0 and rank == like.dim() - 1 and like.is_contiguous(memory_format=last):
         return (*range(1, rank), 0)
     return tuple(range(rank))
+
+
+def logical(flat: torch.Tensor, shape: tuple[int, ...], order: tuple[int, ...]) -> torch.Tensor:
+    """Rows of units in memory order as N *site, in the same memory; ``shape`` of the site, ``order`` as `memory_order`."""
+    in_memory = flat.view(-1, *(shape[axis] for axis in order))
+    return in_memory.permute(0, *(order.index(axis) + 1 for axis in range(len(order))))
 
 
 def bits_of(x: torch.Tensor) -> Any:

@@ -81,22 +81,14 @@ def arithmetic_of(graph: Graph, plan: Plan, precision: str, on_gpu: bool = False
         SpecError: the network is not in single precision.
     """
     params = {**graph.params, **plan.params}
+    synapses = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
     if precision == "float32":
-        return _sums_of(graph, params) if on_gpu else {}
+        forms = {node.name: Form.of(node, params) for node in synapses} if on_gpu else {}
+        return {name: Sums(form) for name, form in forms.items() if form is not None and form.weight.dtype == torch.float32}
     if wrong := sorted({str(x.dtype) for x in params.values() if x.is_floating_point() and x.dtype != torch.float32}):
         raise SpecError(f"precision={precision!r} is for networks in float32, {graph.name} has {wrong[0]} weights: call .float()")
     spikes, driving = whole_spikes(graph, plan), _driving(graph)
-    found: dict[str, Arithmetic] = {}
-    for node in graph.body:
-        if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES:
-            found[node.name] = _chosen(node, params, spikes, driving, precision)
-    return found
-
-
-def _sums_of(graph: Graph, params: Mapping[str, torch.Tensor]) -> dict[str, Arithmetic]:
-    """Those whose bias can be added by neurons, of a network in single precision."""
-    forms = {node.name: Form.of(node, params) for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES}
-    return {name: Sums(form) for name, form in forms.items() if form is not None and form.weight.dtype == torch.float32}
+    return {node.name: _chosen(node, params, spikes, driving, precision) for node in synapses}
 
 
 def _chosen(

@@ -56,9 +56,13 @@ def example_of(model: nn.Module, batch: Any) -> Any:
 def call_arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments with which ``model`` is called on a batch, on its device."""
     example, place = example_of(model, batch), next((p.device for p in model.parameters()), None)
+
+    def moved(x: Any) -> Any:
+        return x.to(place) if isinstance(x, torch.Tensor) else x
+
     if isinstance(example, Mapping):
-        return (), {key: x.to(place) for key, x in example.items()}
-    return tuple(x.to(place) for x in (example if isinstance(example, (tuple, list)) else (example,))), {}
+        return (), {key: moved(x) for key, x in example.items()}
+    return tuple(moved(x) for x in (example if isinstance(example, (tuple, list)) else (example,))), {}
 
 
 def peek(batches: Any) -> tuple[Any, Any]:
