@@ -14,7 +14,10 @@ from models import calibration, captured, converted, make, tensors, vectors
 from transpike.errors import CaptureError, DataError, PlanError
 from transpike.graph.capture import Pooling
 from transpike.graph.ir import Role
+from transpike.methods.chain import Chain
 from transpike.methods.max_norm import MaxNorm
+from transpike.methods.parallel import Calibration, Parallel
+from transpike.methods.qcfs import QCFS, prepare
 from transpike.spiking.plan import Granularity
 
 X = vectors(24)
@@ -142,3 +145,15 @@ def test_a_plan_for_another_network_is_refused():
     graph, plan = converted("mlp")
     with pytest.raises(PlanError, match="no site elsewhere"):
         transpike.build(graph, replace(plan, sites={**plan.sites, "elsewhere": plan.sites["1#1"]}))
+
+
+def test_batch_norms_of_a_network_that_quantises_fold_unless_neurons_are_parallel():
+    net = prepare(make("residual"), QCFS(levels=4), calibration("residual")).eval()
+    x = calibration("residual")[0]
+    trained = QCFS(levels=4)
+    spiking, parallel = (transpike.convert(net, method, [x]) for method in (trained, Chain(trained, Parallel(4, Calibration.NONE))))
+    found = [[node.op for node in each.graph.body if "batch_norm" in node.op] for each in (spiking, parallel)]
+    assert not found[0] and found[1]
+    unfolded = transpike.SpikingNetwork(parallel.graph, spiking.plan)
+    assert torch.allclose(spiking(x), unfolded(x), atol=1e-4)
+    assert torch.equal(transpike.simulate(parallel, x, 4, engine="counts").readout(), net(x).detach())

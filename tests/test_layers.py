@@ -21,7 +21,7 @@ ALLOWED = {
     "methods": {"engines", "spiking", "graph", "errors", "methods"}
     | {
         f"methods._{name}"
-        for name in ("calibration", "coarsening", "grid", "observe", "pareto", "sensitivity", "statistics", "weights")
+        for name in ("calibration", "coarsening", "grid", "observe", "pareto", "sender", "sensitivity", "statistics", "weights")
     },
     "network": {"engines", "spiking", "graph", "errors"},
     "artifact": {"network", "spiking", "graph", "errors"},

@@ -74,6 +74,30 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert train(network(), data, recipe, checkpoint=file) == history  # nothing left to do
 
 
+def test_a_share_of_the_first_weights_is_kept_also_after_a_kill(tmp_path: Path) -> None:
+    test, file = DataLoader(digits("test"), batch_size=450), tmp_path / "checkpoint.pt"
+    start, plain, kept, resumed = network(), network(), network(), network()
+    train(plain, loader(), Recipe(epochs=2, lr=0.1))
+    recipe = Recipe(epochs=2, lr=0.1, kept=0.25)
+    history = train(kept, loader(), recipe, validation=test)
+    first, trained = start.state_dict(), plain.state_dict()
+    for name, x in kept.state_dict().items():
+        wanted = 0.25 * first[name] + 0.75 * trained[name] if x.is_floating_point() else trained[name]
+        assert torch.allclose(x, wanted, atol=1e-6), name
+    assert history[-1].accuracy == accuracy(kept, test)
+    with pytest.raises(StoppedError):
+        train(network(), loader(), recipe, checkpoint=file, done=stop_after(1))
+    with torch.no_grad():
+        resumed.network[1].weight.add_(1)  # the checkpoint knows where training began
+    train(resumed, loader(), recipe, checkpoint=file)
+    assert same(kept, resumed)
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    with pytest.raises(TrainingError, match="between 0 and 1"):
+        train(network(), loader(), Recipe(kept=1.5))
+
+
 @pytest.mark.parametrize("steps", [None, 4])
 def test_in_bfloat16_products_are_rounded_and_nothing_else_is(steps: int | None) -> None:
     test, inputs = DataLoader(digits("test"), batch_size=450), []

@@ -102,6 +102,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(min=0, help="of all but the ceilings")] = Recipe.weight_decay,
     seed: Annotated[int, typer.Option(help="of order and augmentation")] = Recipe.seed,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="multiply in bfloat16: faster where the processor can")] = False,
+    kept: Annotated[float, typer.Option(min=0, max=1, help="share of the first weights in the last: few steps cost many less")] = 0,
     crop: Annotated[int, typer.Option(min=0, help="random crops: pixels of padding")] = 0,
     flip: Annotated[bool, typer.Option(help="mirror images at random")] = False,
     test: Annotated[str | None, typer.Option(help="data to evaluate on; default: the test split of digits and cifar10")] = None,
@@ -120,7 +121,7 @@ def train(
     held_out = None if test is None else loader_from(test, preparation_from(batch, None, size, mean, std, "test"), import_factory)
     few = islice(loader_from(data, preparation, import_factory), 10)
     net = prepare(model_from(model, weights), QCFS(levels, granularity, average_pooling, noise, steps), few)
-    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed, bfloat16=bfloat16)
+    recipe = Recipe(epochs, lr, momentum, weight_decay, seed=seed, bfloat16=bfloat16, kept=kept)
     with console.progress("training, batches", epochs * len(shuffled), as_json) as tick:
         batches, say = Augmented(shuffled, crop, flip), lambda epoch: None if as_json else out.print(str(epoch), highlight=False)
         history = train_into(out_folder, net, batches, recipe, validation=held_out, resume=resume, tick=tick, done=say)

@@ -16,10 +16,10 @@ from transpike.errors import PlanError
 from transpike.graph.batches import example_of, peek
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Role
-from transpike.graph.passes import spike_gates
+from transpike.graph.passes import folded, spike_gates
 from transpike.methods import Method
 from transpike.network import SpikingNetwork
-from transpike.spiking.plan import Plan
+from transpike.spiking.plan import NeuronKind, Plan
 
 __all__ = ["build", "calibrate", "convert"]
 
@@ -66,9 +66,13 @@ def calibrate(graph: Graph, method: Method, batches: Any) -> Plan:
 def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> SpikingNetwork:
     """The spiking network of a graph and a plan.
 
+    Batch norms of a network that quantises fold here, unless neurons are parallel: those answer as the network to the bit.
+
     Raises:
         PlanError: the plan does not fit, or ``require_spiking`` and there are analog operations.
     """
+    exact = any(params.kind is NeuronKind.PARALLEL for params in plan.sites.values())
+    graph = graph if exact or plan.params else folded(graph)
     net = SpikingNetwork(graph, plan)
     if require_spiking:
         shared = all(plan.sites[site.name].threshold.shape in ((), (site.channels,)) for site in graph.sites)

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class Recipe:
         seed: of everything random in an epoch (order, augmentation, dropout).
         bfloat16: convolutions and linear layers multiply in bfloat16; weights, activations' levels, loss and updates stay as they
             are. Faster on a GPU and on processors that multiply it faster (AMX, AMD Zen 4 and later), slower elsewhere.
+        kept: share of the weights that training began with in those it ends with, ``kept w(0) + (1 - kept) w(K)``: epochs that
+            serve few steps cost many less then (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022,
+            arXiv:2109.01903).
     """
 
     epochs: int = 10
@@ -60,6 +63,7 @@ class Recipe:
     ceiling_rate: float = 0.1
     seed: int = 0
     bfloat16: bool = False
+    kept: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,15 +107,18 @@ def train(
 
     Raises:
         DataError: no batches, or batches without targets.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or ``kept`` is no share.
         ArtifactError: the checkpoint is of another model or recipe, or cannot be read or written.
     """
     steps = len(batches)
     if not steps:
         raise DataError("the training data has no batch")
+    if not 0 <= recipe.kept <= 1:
+        raise TrainingError(f"kept is {recipe.kept}: a share of the weights lies between 0 and 1")
     keep_freed_memory()
     optimiser = torch.optim.SGD(_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
-    history = _resume(checkpoint, model, optimiser, recipe)
+    start = {name: x.clone() for name, x in model.state_dict().items()} if recipe.kept else {}
+    history = _resume(checkpoint, model, optimiser, recipe, start)
     for number in range(len(history) + 1, recipe.epochs + 1):
         began = time.perf_counter()
         with _random(recipe.seed + number):
@@ -120,9 +127,12 @@ def train(
         model.eval()
         history.append(Epoch(number, mean, None if validation is None else accuracy(model, validation), seconds))
         if checkpoint is not None:
-            _save(Path(checkpoint), model, optimiser, recipe, history)
+            _save(Path(checkpoint), model, optimiser, recipe, history, start)
         if done is not None:
             done(history[-1])
+    if recipe.kept:
+        _keep(model.eval(), start, recipe.kept)
+        history[-1] = replace(history[-1], accuracy=None if validation is None else accuracy(model, validation))
     model.eval()
     return history
 
@@ -222,19 +232,36 @@ def _random(seed: int) -> Iterator[None]:
         yield
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, history: list[Epoch]) -> None:
+def _keep(model: nn.Module, start: dict[str, torch.Tensor], share: float) -> None:
+    """Weights, running statistics and ceilings between those at the start and those now."""
+    now = model.state_dict()
+    mixed = {name: x.lerp(start[name].to(x), share) if x.is_floating_point() else x for name, x in now.items()}
+    model.load_state_dict(mixed)
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    history: list[Epoch],
+    start: dict[str, torch.Tensor],
+) -> None:
     state = {
         "format": _FORMAT,
         "recipe": asdict(recipe),
         "history": [asdict(epoch) for epoch in history],
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
+        "start": start,
     }
     write_file(path, lambda temporary: torch.save(state, temporary))
 
 
-def _resume(path: Path | str | None, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe) -> list[Epoch]:
-    """Load the checkpoint, if there is one, and return the epochs that are done."""
+def _resume(
+    path: Path | str | None, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, start: dict[str, torch.Tensor]
+) -> list[Epoch]:
+    """Load the checkpoint, if there is one, and return the epochs that are done; ``start`` is as it was before the first."""
     if path is None or not Path(path).exists():
         return []
     try:
@@ -250,6 +277,7 @@ def _resume(path: Path | str | None, model: nn.Module, optimiser: torch.optim.Op
     try:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        start.update(state.get("start", {}))
     except (RuntimeError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} belongs to another network: use another folder ({first})") from error

@@ -127,7 +127,9 @@ def test_what_the_count_engine_cannot_do_is_said() -> None:
         transpike.simulate(net, x, at=[4])
 
 
-@pytest.mark.parametrize(("cap", "steps", "size"), [(1, 255, 1), (1, 256, 2), (3, 10_000, 2), (3, 20_000, 4), (None, 8, 4)])
+@pytest.mark.parametrize(
+    ("cap", "steps", "size"), [(1, 255, 1), (1, 256, 2), (3, 10_000, 2), (3, 20_000, 4), (None, 8, 2), (None, 100_000, 4)]
+)
 def test_counts_are_kept_in_as_few_bytes_as_hold_them_and_read_as_numbers(cap: int | None, steps: int, size: int) -> None:
     graph = captured("residual")
     plan = dyadic_plan(graph, kind=NeuronKind.PARALLEL, cap=cap)

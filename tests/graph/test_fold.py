@@ -9,8 +9,10 @@ from torch import nn
 from models import make, vectors
 from transpike.graph.capture import capture
 from transpike.graph.interpret import forward
-from transpike.graph.ir import Graph
-from transpike.graph.roles import AFFINE, base_name
+from transpike.graph.ir import Graph, Role
+from transpike.graph.passes import folded
+from transpike.graph.prepared import Prepared
+from transpike.graph.roles import AFFINE, BATCH_NORM, base_name
 
 
 def _normalised(layers: list[nn.Module]) -> nn.Module:
@@ -128,3 +130,29 @@ def test_batch_norm_before_two_readers_folds_into_both():
     graph, x = capture(model, vectors().double()), vectors().double()
     assert AFFINE not in _ops(graph)
     torch.testing.assert_close(forward(graph, [x]), model(x).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_quantises_folds_on_request_and_loses_what_nobody_reads():
+    layers = [nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)]
+    model, x = _normalised(layers), torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    graph = capture(Prepared(model, 64, [2.0, 2.0]).eval(), x)
+    small = folded(graph)
+    assert _ops(graph).count(BATCH_NORM) == 2 and BATCH_NORM not in _ops(small) and _ops(small).count(AFFINE) == 1
+    assert small.sites == graph.sites and [node.role for node in small.body].count(Role.LINEAR) == 2
+    assert not any("running" in name for name in small.params)
+    torch.testing.assert_close(forward(small, [x]), forward(graph, [x]), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_that_the_prefix_reads_too_keep_their_numbers():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(5, 5), nn.BatchNorm1d(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.fc(torch.relu(self.fc(x))))
+
+    torch.manual_seed(0)
+    model, x = _normalised([Twice(), nn.BatchNorm1d(5)]), torch.randn(3, 5, dtype=torch.float64)
+    graph = capture(Prepared(model, 64, [2.0]).eval(), x)
+    torch.testing.assert_close(forward(folded(graph), [x]), forward(graph, [x]), rtol=1e-12, atol=1e-12)

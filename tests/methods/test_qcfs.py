@@ -245,9 +245,8 @@ def test_fine_tuning_recovers_what_few_levels_cost() -> None:
 @BOTH
 @pytest.mark.parametrize(("cap", "signed"), [(1, False), (3, False), (2, True)])
 def test_training_by_steps_answers_as_the_converted_network_and_learns_by_the_quantiser(
-    granularity: Granularity, cap: int, signed: bool, monkeypatch: pytest.MonkeyPatch
+    granularity: Granularity, cap: int, signed: bool
 ) -> None:
-    monkeypatch.setattr("transpike.graph.prepared._FRAMES", 12)  # two samples at a time
     method = QCFS(levels=4, granularity=granularity, steps=6, cap=cap, signed=signed)
     net = prepare(make("residual"), method, calibration("residual"))
     x = batch_of("residual", 5)
@@ -271,16 +270,14 @@ def test_training_by_steps_leaves_modes_as_they_are_and_counts_statistics_once()
 
 
 class Auxiliary(nn.Module):
-    """A rectifier more while training, and one pooling with indices if asked."""
+    """A rectifier more while training, or one less."""
 
-    def __init__(self, indices: bool = False, extra: int = 1) -> None:
+    def __init__(self, extra: int = 1) -> None:
         super().__init__()
-        self.indices, self.extra = indices, extra
+        self.extra = extra
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.relu()
-        if self.indices:
-            x = nn.functional.max_pool1d(x, 2, return_indices=True)[0]
         for _ in range(self.extra if self.training else 1 - self.extra):
             x = x.relu()
         return x
@@ -295,7 +292,21 @@ def test_training_by_steps_asks_for_the_same_rectifiers_in_both_modes(extra: int
             net.train()(x)
 
 
-def test_training_by_steps_refuses_pooling_with_indices() -> None:
-    net = prepare(Auxiliary(indices=True, extra=0), QCFS(steps=2), [torch.rand(2, 3, 4)])
-    with pytest.raises(PlanError, match="drop steps"):
-        net.train()(torch.rand(2, 3, 4))
+def test_training_by_steps_follows_weights_and_sizes_and_pools_with_indices() -> None:
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), Pooled(), nn.Conv1d(4, 4, 3), nn.ReLU())
+    net = prepare(pooled, QCFS(levels=4, steps=3), [torch.rand(4, 3, 12)]).train()
+    for size in (12, 12, 16):
+        x = torch.rand(5, 3, size)
+        spiking = transpike.simulate(transpike.convert(net.eval(), QCFS(levels=4), [x]), x, 3).readout(3)
+        assert torch.allclose(net.train()(x), spiking, atol=1e-5)
+        with torch.no_grad():
+            for p in net.network.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+
+
+class Pooled(nn.Module):
+    """Max pooling that knows where the largest was."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool1d(x, 2, return_indices=True)[0]

@@ -32,6 +32,7 @@ from transpike.spiking.plan import NeuronKind, Plan, SiteParams, expand
 __all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
 
 _FEWEST = 512  # numbers that a loop over units runs over, at least
+_MANY = torch.iinfo(torch.int16).max  # spikes of a neuron without a cap: it is looked whether one fires more often
 _NO_COUNTS = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in (torch.float32, torch.float64)}
 
 
@@ -41,9 +42,9 @@ class Whole(Mapping[str, torch.Tensor]):
     Writing them is a good part of a pass, and memory that is touched for the first time costs more than the products.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, wide: bool = False) -> None:
         self._kept: dict[str, tuple[torch.Tensor, Site, tuple[int, ...]]] = {}
-        self._dtype = dtype
+        self._dtype, self._wide = dtype, wide  # wide: neurons without a cap did fire more than `_MANY` times
 
     def __getitem__(self, name: str) -> torch.Tensor:
         flat, site, order = self._kept[name]
@@ -58,7 +59,7 @@ class Whole(Mapping[str, torch.Tensor]):
     def room(self, site: Site, params: SiteParams, like: torch.Tensor, steps: int, samples: int) -> torch.Tensor:
         """Where the counts of all samples go (samples, units), units in memory order as in ``like`` (N *site)."""
         if site.name not in self._kept:
-            most = math.inf if params.cap is None else params.cap * steps
+            most = params.cap * steps if params.cap is not None else _MANY if _fused(like) and not self._wide else math.inf
             fitting = [kind for kind in (torch.uint8, torch.int16) if most <= torch.iinfo(kind).max]
             flat = like.new_empty((samples, site.units), dtype=fitting[0] if fitting else like.dtype)
             self._kept[site.name] = flat, site, memory_order(like, 0, len(site.shape))
@@ -144,10 +145,13 @@ def _levels(
     """The mean output for mean currents ``z`` (N *site, overwritten), the spikes into ``counts``: one pass over memory.
 
     ``numbers`` keeps the parameters of each site in memory order.
+
+    Raises:
+        OverflowError: ``counts`` does not hold so many spikes; ``z`` is lost.
     """
     order = memory_order(z, 0, len(site.shape))
     there = (0, *(axis + 1 for axis in order))
-    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
+    if not _fused(z):
         n = count(site, params, z, steps)
         if counts is not None:
             counts.copy_(n.permute(there).reshape(len(n), -1))
@@ -159,8 +163,9 @@ def _levels(
     theta, worth, extra, v_init = numbers[site.name, order]
     number = theta.dtype.type
     most = math.inf if params.cap is None else params.cap * steps
+    limit = math.inf if counts is None or counts.is_floating_point() else torch.iinfo(counts.dtype).max
     with threads_for(z.numel()):
-        count_levels(
+        lost = count_levels(
             inside.numpy(),
             theta,
             worth / number(steps),
@@ -169,8 +174,16 @@ def _levels(
             number(steps),
             number(most),
             _NO_COUNTS[z.dtype] if counts is None else counts.numpy(),
+            number(limit),
         )
+    if lost:
+        raise OverflowError(f"{lost} units of {site.name} have more than {limit} spikes")
     return logical(inside, site.shape, order)
+
+
+def _fused(x: torch.Tensor) -> bool:
+    """Is there a kernel where ``x`` is?"""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -212,8 +225,24 @@ def simulate_counts(
     inputs = checked_inputs(graph, inputs)
     samples = len(inputs[0])
     per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size(), numbers=4).samples
-    counts = Whole(next((x.dtype for x in inputs if x.is_floating_point()), torch.float32))
-    numbers: dict[Any, Any] = {}
+    dtype = next((x.dtype for x in inputs if x.is_floating_point()), torch.float32)
+    try:
+        counts = Whole(dtype)
+        leaves = _passes(changed, plan, inputs, times, per_pass, counts)
+    except OverflowError:
+        counts = Whole(dtype, wide=True)
+        leaves = _passes(changed, plan, inputs, times, per_pass, counts)
+    width = len(leaves[0]) // -(-samples // per_pass)
+    rows = [torch.stack([torch.cat(found[i::width]) for found in leaves]) for i in range(width)]
+    means = iter(rows)
+    return CountRun(times[-1], map_tree(lambda _: next(means), graph.outputs), counts, counts, {}, at=times)
+
+
+def _passes(
+    graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], times: Sequence[int], per_pass: int, counts: Whole
+) -> list[list[torch.Tensor]]:
+    """For each number of steps the read-outs of ``per_pass`` samples after another; spikes of the last one into ``counts``."""
+    samples, numbers = len(inputs[0]), {}
     leaves: list[list[torch.Tensor]] = [[] for _ in times]
     for first in range(0, samples, per_pass):
         some = [x[first : first + per_pass] for x in inputs]
@@ -225,11 +254,6 @@ def simulate_counts(
             return _levels(site, plan.sites[site.name], z, t, room[first : first + len(z)], numbers)
 
         for k, t in enumerate(times):
-            read = forward(changed, some, lambda site, z, t=t: at_site(site, z, t))
-            collected: list[torch.Tensor] = []
-            map_tree(collected.append, read)
-            leaves[k].extend(collected)
-    width = len(leaves[0]) // -(-samples // per_pass)
-    rows = [torch.stack([torch.cat(found[i::width]) for found in leaves]) for i in range(width)]
-    means = iter(rows)
-    return CountRun(times[-1], map_tree(lambda _: next(means), graph.outputs), counts, counts, {}, at=times)
+            read = forward(graph, some, lambda site, z, t=t: at_site(site, z, t))
+            map_tree(leaves[k].append, read)
+    return leaves

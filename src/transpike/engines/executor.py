@@ -31,8 +31,8 @@ from transpike.engines.trace import Layer, Trace
 from transpike.engines.values import ChunkValues
 from transpike.errors import DataError
 from transpike.graph.batches import check_frames, checked_inputs
-from transpike.graph.interpret import call, channels_last, interpret
-from transpike.graph.ir import Graph, Node, Ref, Role, Site, map_tree, tree_refs
+from transpike.graph.interpret import added_in_place, call, channels_last, interpret
+from transpike.graph.ir import Graph, Node, Role, Site, map_tree, tree_refs
 from transpike.spiking.plan import Plan
 
 __all__ = ["ENGINES", "Probe", "Run", "bytes_per_sample", "simulate"]
@@ -201,7 +201,7 @@ class MicroBatch:
         elif (bits := moved(node, env.emitted, self._program.shared)) is not None:
             return bits
         else:
-            result = self._add_in_place(node, env)
+            result = added_in_place(node, env, self._program.own)
             return call(node, env, self._steps * self._samples, self._device) if result is None else result
         if self._probe is not None and node.floating:
             emitted = result.numbers() if isinstance(result, (Emitted, Counted)) else result
@@ -333,16 +333,6 @@ class MicroBatch:
         change = torch.empty_like(total)
         average.differences(self._steps_first(node.name, total), self._steps_first(node.name, change), self._done)
         return change
-
-    def _add_in_place(self, node: Node, env: Mapping[str, Any]) -> torch.Tensor | None:
-        """A residual sum into the memory of the operand that nobody else reads, None where that cannot be."""
-        if node.op != "aten.add.Tensor" or node.kwargs or not all(isinstance(arg, Ref) for arg in node.args):
-            return None
-        a, b = (env[arg.name] for arg in node.args)
-        for mine, other, ref in ((a, b, node.args[0]), (b, a, node.args[1])):
-            if ref.name in self._program.own and mine.shape == other.shape and mine.dtype == other.dtype:
-                return mine.add_(other)
-        return None
 
     def _steps_first(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """A view with the steps as first axis and samples on the batch axis. T ... N ..."""

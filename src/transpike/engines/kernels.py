@@ -168,29 +168,36 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def count_levels(z, theta, share, extra, v, steps, most, counts):
+def count_levels(z, theta, share, extra, v, steps, most, counts, limit):
     """Mean currents ``z`` (samples, units) become mean outputs in place; what `parallel_count` counts, times ``share``.
 
     Args:
         theta, share, extra, v: threshold, what one spike adds to the mean output, per-step current and initial potential of
             each unit, or of the first ones if those after them repeat them.
         most: of spikes in all, in the dtype of ``z`` (infinity for no limit).
-        counts: the spikes themselves are written there (samples, units), in any number format that holds ``most``, unless empty.
+        counts: the spikes themselves are written there (samples, units), unless empty. limit: the largest number it holds.
+
+    Returns:
+        How many units have more spikes than ``counts`` holds: those are not what was written.
     """
     zero, samples, units = z.dtype.type(0), z.shape[0], z.shape[1]
     size = len(theta) if len(theta) < units else min(_BLOCK, units)
     blocks = (units + size - 1) // size
+    lost = np.zeros(samples * blocks, np.int64)
     for job in prange(samples * blocks):
         n, low = job // blocks, (job % blocks) * size
         high, own = min(low + size, units), 0 if len(theta) < units else low
         row, width = z[n, low:high], high - low
         th, sh, ex, vv = theta[own : own + width], share[own : own + width], extra[own : own + width], v[own : own + width]
         if counts.size:
-            kept = counts[n, low:high]
+            kept, over = counts[n, low:high], 0
             for i in range(width):
                 spikes = min(max(np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i]), zero), most)
                 kept[i] = spikes
+                over += spikes > limit
                 row[i] = spikes * sh[i]
+            lost[job] = over
         else:
             for i in range(width):
                 row[i] = min(max(np.floor(((row[i] + ex[i]) * steps + vv[i]) / th[i]), zero), most) * sh[i]
+    return lost.sum()

@@ -41,7 +41,7 @@ from transpike.graph.prepared import NETWORK, Prepared, modes_kept
 from transpike.graph.probe import mixing_problems
 from transpike.graph.roles import base_name
 
-__all__ = ["Pooling", "capture"]
+__all__ = ["Pooling", "capture", "traced"]
 
 Pooling = passes.Pooling
 
@@ -69,11 +69,38 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
         >>> [site.name for site in capture(net, torch.zeros(2, 4)).sites]
         ['1#1']
     """
-    if not isinstance(model, nn.Module):
-        raise CaptureError(type(model).__name__, ["it is not a torch.nn.Module: pass the network itself"])
+    graph, pair, problems = _traced(model, example)
+    if graph is not None:
+        graph = passes.normalise(graph, pooling)
+        problems += mixing_problems(graph, pair)
+    if graph is None or problems:
+        raise CaptureError(_name_of(model), problems)
+    return graph
+
+
+def traced(model: nn.Module, example: Any) -> Graph:
+    """What `capture` normalises: for who brings new weights to it, `transpike.graph.passes.normalise`, time and again.
+
+    Raises:
+        CaptureError: with every reason found, one line each; mixed batches are not looked for.
+    """
+    graph, _, problems = _traced(model, example)
+    if graph is None or problems:
+        raise CaptureError(_name_of(model), problems)
+    return graph
+
+
+def _name_of(model: Any) -> str:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    prepared = isinstance(model, Prepared)
-    name = type(model.network if prepared else model).__name__
+    return type(model.network if isinstance(model, Prepared) else model).__name__
+
+
+def _traced(model: nn.Module, example: Any) -> tuple[Graph | None, list[torch.Tensor], list[str]]:
+    """The exported program in our own nodes, None if there is none; two samples that it was traced on; all problems."""
+    name = _name_of(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(name, ["it is not a torch.nn.Module: pass the network itself"])
+    model = getattr(model, "_orig_mod", model)
     args, kwargs = _arguments(name, example)
     problems = [*_input_problems(args, kwargs), *_model_problems(model)]
     if problems:
@@ -84,15 +111,10 @@ def capture(model: nn.Module, example: Any, *, pooling: Pooling = Pooling.RATE) 
     pair = pytree.tree_map(_two_samples, (args, kwargs))
     program, export_problems = _export(model, *pair)
     if program is None:
-        raise CaptureError(name, problems + export_problems)
-    graph, translation_problems = _translate(program, name, *pair, wrapper=NETWORK if prepared else "")
-    if not translation_problems:
-        graph = passes.normalise(graph, pooling)
-        problems += mixing_problems(graph, _flat(*pair))
-    problems += translation_problems
-    if problems:
-        raise CaptureError(name, problems)
-    return graph
+        return None, [], problems + export_problems
+    wrapper = NETWORK if isinstance(model, Prepared) else ""
+    graph, translation_problems = _translate(program, name, *pair, wrapper=wrapper)
+    return None if translation_problems else graph, _flat(*pair), problems + translation_problems
 
 
 def _arguments(name: str, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

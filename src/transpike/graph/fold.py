@@ -5,8 +5,9 @@ Behind a synapse: ``W' = g W``, ``b' = g b + h``. Before one (linear, or convolu
 ``W' = W g``, ``b' = b + W h``. Where neither holds it stays a linear operation of its own (`AFFINE`).
 Computed in float64, stored in the weights' dtype.
 
-A network with quantising activations keeps its batch norms as torch computes them: another rounding, of 1e-7, moves about
-one activation in a million to the next level, and then the spiking network is no longer the trained one to the bit.
+A network with quantising activations is captured with its batch norms as torch computes them: another rounding, of 1e-7, moves
+about one activation in a million to the next level, and then parallel neurons are no longer the trained network to the bit.
+Other neurons promise no bits, so `transpike.build` folds for them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 
 from transpike.graph.ir import Graph, Node, Ref, tree_refs
-from transpike.graph.quantised import QUANTISED
 from transpike.graph.roles import AFFINE, BATCH_NORM, base_name
 
 __all__ = ["lower_batch_norm"]
@@ -28,12 +28,10 @@ _TRANSPOSED = {f"aten.conv_transpose{d}d": d for d in (1, 2, 3)}
 
 
 def lower_batch_norm(graph: Graph) -> Graph:
-    """Fold every batch norm or leave it as `AFFINE`; nothing is done to a network that quantises."""
-    if any(base_name(node.op) == QUANTISED for node in graph.body):
-        return graph
+    """Fold every batch norm of the body or leave it as `AFFINE`."""
     nodes = {node.name: node for node in graph.body}
     params = dict(graph.params)
-    count = Counter(name for node in graph.body for name in node.refs())
+    count = Counter(name for node in graph.nodes for name in node.refs())
     count.update(tree_refs(graph.outputs))
     for name in list(nodes):
         node = nodes[name]

@@ -13,7 +13,7 @@ from transpike.graph.ir import BatchSize, DeviceSlot, Graph, Node, Ref, Role, Si
 from transpike.graph.quantised import QUANTISED, qcfs
 from transpike.graph.roles import AFFINE, base_name
 
-__all__ = ["Handler", "call", "channels_last", "forward", "frees", "interpret", "overwritable"]
+__all__ = ["Handler", "added_in_place", "call", "channels_last", "forward", "frees", "interpret", "overwritable"]
 
 Handler = Callable[[Node, Mapping[str, Any]], Any]
 
@@ -93,6 +93,17 @@ def overwritable(nodes: Sequence[Node], outputs: Any) -> set[str]:
     return {node.name for node in nodes if node.name in read_once and node.role is Role.LINEAR}
 
 
+def added_in_place(node: Node, env: Mapping[str, Any], own: set[str]) -> torch.Tensor | None:
+    """A sum into the memory of an operand among ``own``, which nobody else reads; None where that cannot be."""
+    if node.op != "aten.add.Tensor" or node.kwargs or not all(isinstance(arg, Ref) for arg in node.args):
+        return None
+    a, b = (env[arg.name] for arg in node.args)
+    for mine, other, ref in ((a, b, node.args[0]), (b, a, node.args[1])):
+        if ref.name in own and mine.shape == other.shape and mine.dtype == other.dtype:
+            return mine.add_(other)
+    return None
+
+
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """The same values with channels innermost in memory, which is faster for convolutions."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -115,7 +126,8 @@ def forward(
     def handle(node: Node, env: Mapping[str, Any]) -> Any:
         site = sites.get(node.name)
         if site is None or at_site is None:
-            return call(node, env, batch, device)
+            result = added_in_place(node, env, own)
+            return call(node, env, batch, device) if result is None else result
         source, axis = node.args[0].name, node.batch_axis
         assert axis is not None
         z = env[source] if source in own else env[source].clone()

@@ -2,10 +2,10 @@
 
     relu(z)  ->  lambda_i clip(floor(z L / lambda_i + 1/2) / L, 0, 1),   i: the call's place in the forward pass
 
-While training it may also be the spiking network that answers (``steps``): all steps of its neurons run first, then each
-activation has the value of their mean and the gradients of `qcfs`:
+While training it may also be the spiking network that answers (``steps``): it runs first, then each activation has the value of
+what its neurons sent on average and the gradients of `qcfs`:
 
-    relu(z)  ->  h + (sum_t theta_i s_i(t) / T - h).detach(),   h = qcfs(z), theta_i: lambda_i by the cap of bursts
+    relu(z)  ->  sum_t theta_i s_i(t) / T,   theta_i: lambda_i by the cap of bursts
 
 which is what the converted network answers where linear layers, rectifiers and max pools are all there is.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -31,15 +31,14 @@ from transpike.errors import PlanError
 from transpike.graph.quantised import guarded, qcfs
 from transpike.graph.roles import rectifier_ceiling
 
-__all__ = ["AtCall", "Neurons", "Prepared", "channel_shape", "intercepted", "modes_kept"]
+__all__ = ["AtCall", "Prepared", "Sender", "channel_shape", "intercepted", "modes_kept"]
 
-_FRAMES = 128  # steps x samples that go through the network together: more leave the cache
 NETWORK = "network"  # where a prepared network keeps the user's: the prefix of its parameters' names
 
 # what takes the place of a rectifier: number of the call, pre-activation, upper clip (None: none), axis of the channels
 AtCall = Callable[[int, torch.Tensor, float | None, int], torch.Tensor]
-# what neurons send (T N *site): currents of all steps (T N *site), ceiling (broadcasts against a step's currents)
-Neurons = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# what neurons send on average, by number of the rectifier call: the network, positional and keyword arguments of a pass
+Sender = Callable[["Prepared", tuple[Any, ...], Mapping[str, Any]], Mapping[int, torch.Tensor]]
 
 
 class Prepared(nn.Module):
@@ -56,8 +55,9 @@ class Prepared(nn.Module):
         per_channel: a ceiling for every channel, where the first pass makes them.
         average_pooling: average pooling in the place of max pooling, with the same kernel, stride and padding.
         noise: in training mode pre-activations are off by up to so many levels, evenly distributed.
-        steps: in training mode activations are what ``neurons`` send on average in so many steps (None: levels). For it modules
-            run in eval mode, with the running statistics of batch norm; gradients are taken in training mode.
+        steps: in training mode activations are what neurons send on average in so many steps (None: levels).
+        sender: says what they send. It runs modules in eval mode, with the running statistics of batch norm; gradients are
+            taken in training mode.
         initial: where no values are given (8 in the authors' code); a clip of the rectifier's own is not exceeded.
     """
 
@@ -71,7 +71,7 @@ class Prepared(nn.Module):
         average_pooling: bool = False,
         noise: float = 0.0,
         steps: int | None = None,
-        neurons: Neurons | None = None,
+        sender: Sender | None = None,
         initial: float = 8.0,
     ) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Prepared(nn.Module):
         self.per_channel, self.noise, self.ceilings = per_channel, noise, nn.ParameterList()
         for value in ceilings or ():
             self._add(value)
-        self.steps, self._neurons = steps, neurons
+        self.steps, self._sender = steps, sender
         self._found = ceilings is not None
         self.train(network.training)
 
@@ -97,7 +97,7 @@ class Prepared(nn.Module):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         calls = 0
-        sent = self._sent(args, kwargs) if self.training and self.steps and self._found else ()
+        sent = self._sender(self, args, kwargs) if self.training and self.steps and self._found and self._sender else {}
 
         def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
             nonlocal calls
@@ -112,7 +112,7 @@ class Prepared(nn.Module):
                 level = guarded(ceiling.detach()) / self.levels
                 z = z + torch.empty_like(z).uniform_(-self.noise, self.noise) * level
             h = qcfs(z.to(ceiling), ceiling, self.levels)  # in the ceiling's precision, also under autocast
-            return h + (sent[i] - h).detach() if sent else h
+            return _InPlaceOf.apply(h, sent[i]) if i in sent else h
 
         with intercepted(at_call, self.average_pooling):
             result = self.network(*args, **kwargs)
@@ -120,43 +120,6 @@ class Prepared(nn.Module):
             raise PlanError(self._changed(str(calls)))
         self._found = True
         return result
-
-    def _sent(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[torch.Tensor]:
-        """For every rectifier call what its neurons send on average.
-
-        All steps of a sample lie side by side in the batch, a few samples at a time: in eval mode they know nothing of each other.
-        """
-        steps, neurons = self.steps, self._neurons
-        assert steps is not None and neurons is not None
-        sent: list[list[torch.Tensor]] = []
-        calls = 0
-
-        def at_call(i: int, z: torch.Tensor, clip: float | None, axis: int) -> torch.Tensor:
-            nonlocal calls
-            calls = i + 1
-            if i == len(self.ceilings):
-                raise PlanError(self._changed(f"at least {calls}"))
-            ceiling = guarded(self.ceilings[i])
-            spikes = neurons(z.to(ceiling).unflatten(0, (steps, -1)), ceiling)
-            sent[-1].append(spikes.mean(0))
-            return spikes.flatten(0, 1)
-
-        samples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.dim())
-        together = max(1, _FRAMES // steps)
-        with torch.no_grad(), modes_kept(self.network):
-            self.network.eval()
-            for first in range(0, samples, together):
-                part = slice(first, first + together)
-                sent.append([])
-
-                def repeated(x: Any, part: slice = part) -> Any:
-                    return torch.cat([x[part]] * steps) if isinstance(x, torch.Tensor) and x.dim() else x
-
-                with intercepted(at_call, self.average_pooling, steps):
-                    self.network(*map(repeated, args), **{name: repeated(x) for name, x in kwargs.items()})
-                if calls != len(self.ceilings):
-                    raise PlanError(self._changed(str(calls)))
-        return [torch.cat(parts) for parts in zip(*sent, strict=True)]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """As for any module.
@@ -203,6 +166,18 @@ class Prepared(nn.Module):
         )
 
 
+class _InPlaceOf(torch.autograd.Function):
+    """The value of the second, with the gradients of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, sent: torch.Tensor) -> torch.Tensor:
+        return sent.view_as(sent)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
     """Whatever happens inside, every module is in its own mode (training or eval) afterwards."""
@@ -226,23 +201,21 @@ class intercepted(TorchFunctionMode):  # noqa: N801 - used as a context: `with i
 
     Args:
         at_call: what takes its place. average_pooling: average pooling in the place of max pooling.
-        steps: so many steps of a sample lie in the batch, and max pooling is of sums over steps, as in spiking networks.
     """
 
-    def __init__(self, at_call: AtCall, average_pooling: bool = False, steps: int = 1) -> None:
+    def __init__(self, at_call: AtCall, average_pooling: bool = False) -> None:
         super().__init__()
-        self._at_call, self._average, self._steps = at_call, average_pooling, steps
+        self._at_call, self._average = at_call, average_pooling
         self._calls, self._last = 0, False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        pooled_otherwise = self._average or self._steps > 1
-        if pooled_otherwise and func in _WITH_INDICES:
-            raise PlanError(f"{func.__name__}: indices hold for one step and one maximum: drop steps and average_pooling")
-        if pooled_otherwise and func in _POOLS:
-            return _average_pool(func, args, options) if self._average else _pool_of_sums(func, args, options, self._steps)
+        if self._average and func in _WITH_INDICES:
+            raise PlanError(f"{func.__name__}: indices are of a maximum: drop average_pooling")
+        if self._average and func in _POOLS:
+            return _average_pool(func, args, options)
         self._last = func in _CHANNELS_LAST or (self._last and func not in _CHANNELS_FIRST)
         found = _rectifier(func, args, options)
         if found is None:
@@ -328,12 +301,3 @@ def _average_pool(func: Callable[..., Any], args: tuple[Any, ...], options: Mapp
     if call.pop("return_indices", False) or call.pop("dilation", 1) not in (1, (1,), (1, 1), (1, 1, 1), [1, 1]):
         raise PlanError(f"{func.__name__} with indices or dilation has no average in its place: drop average_pooling")
     return _POOLS[func](**call)
-
-
-def _pool_of_sums(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any], steps: int) -> torch.Tensor:
-    """``max(S_t) - max(S_(t-1))`` with the sums ``S_t`` over steps: its mean is the max of the mean."""
-    rest = dict(options)
-    x = args[0] if args else rest.pop("input")
-    sums = x.unflatten(0, (steps, -1)).cumsum(0).flatten(0, 1)
-    pooled = func(sums, *args[1:], **rest).unflatten(0, (steps, -1))
-    return torch.cat([pooled[:1], pooled.diff(dim=0)]).flatten(0, 1)

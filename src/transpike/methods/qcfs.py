@@ -24,22 +24,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from transpike.engines.sweep import respond
 from transpike.errors import DataError, PlanError
 from transpike.graph.batches import call_arguments, peek
 from transpike.graph.ir import Graph, Site
 from transpike.graph.prepared import Prepared, channel_shape, intercepted
 from transpike.methods._observe import check_neurons, reduced_axes, to_plan, watch
+from transpike.methods._sender import Sender
 from transpike.methods._statistics import quantisation_errors
-from transpike.spiking.plan import Granularity, Plan, SiteParams
+from transpike.spiking.plan import Granularity, Plan
 
 __all__ = ["QCFS", "prepare"]
 
@@ -131,17 +130,8 @@ def prepare(model: nn.Module, method: QCFS, batches: Any = None) -> Prepared:
         average_pooling=method.average_pooling,
         noise=method.noise,
         steps=method.steps,
-        neurons=partial(_send, method),
+        sender=Sender(replace(method, steps=None)),
     )
-
-
-def _send(method: QCFS, currents: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
-    """What the method's neurons send in every step, activation units: T N *site, as ``currents``."""
-    shape = tuple(currents.shape[2:])
-    site = Site("in training", "", shape, len(shape) - max(1, ceiling.dim()))
-    threshold = ceiling.reshape(-1 if ceiling.dim() else ()) / (method.cap or 1)  # bursts share the ceiling
-    neurons = SiteParams(threshold, method.v_init * threshold, cap=method.cap, signed=method.signed)
-    return respond(site, neurons, currents).emitted
 
 
 def _check(method: QCFS) -> None:
