@@ -2,7 +2,7 @@
 
 Networks learn the outputs of the ReLU network, with 4 levels a tenth of the labels too (labels alone overfit after six epochs with
 8 levels, 90.6 %, and carry too far with 4, 88.0 %). With 8 levels noise makes neurons that fire unevenly lose less. With 4 levels
-some epochs by what neurons send in 8 steps follow, in which every second batch is answered with 32 levels instead, and three tenths of
+some epochs by what neurons send in 8 steps follow, in which every second batch is answered with 32 levels instead, and 30 % of
 the weights stay as they were: what few steps need alone would cost those who wait. Products are in bfloat16 where the processor is
 faster so.
 

@@ -17,6 +17,7 @@ from transpike.engines.precision import check_precision
 from transpike.errors import DataError, SpecError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
+from transpike.graph.interpret import laid_out
 from transpike.graph.ir import Graph
 from transpike.graph.streaming import streamed
 from transpike.spiking.plan import Plan, versions
@@ -63,7 +64,7 @@ class SpikingNetwork(nn.Module):
         self.steps, self.start, self.engine, self.precision, self.max_memory = steps, start, engine, precision, max_memory
         self._graph, self._plan = graph, plan.validate(graph)
         self._weights, self._numbers = nn.Module(), nn.Module()
-        for module, tensors in ((self._weights, graph.params), (self._numbers, plan.tensors())):
+        for module, tensors in ((self._weights, laid_out(graph)), (self._numbers, plan.tensors())):
             for name, tensor in tensors.items():
                 module.register_buffer(name.replace(".", _SEPARATOR + _SEPARATOR), tensor.detach().clone())
         self.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,18 @@ def test_counts_are_kept_in_as_few_bytes_as_hold_them_and_read_as_numbers(cap: i
         assert torch.equal(run.spikes[name], n) and run.spikes[name].dtype == torch.float32
     assert cap is None or max(float(n.max()) for n in wanted.values()) == cap * steps
     assert isinstance(run.spikes, Whole) and {x.element_size() for x, *_ in run.spikes._kept.values()} == {size}
+
+
+def test_numbers_that_are_written_to_count_at_once() -> None:
+    graph = captured("residual")
+    net = transpike.build(graph, dyadic_plan(graph, kind=NeuronKind.PARALLEL))
+    x = eighths(2, *graph.inputs[0].shape)
+    before = transpike.simulate(net, x, 8, engine="counts").readout()
+    state = {name: x.clone() for name, x in net.state_dict().items()}
+    for params in net.plan.sites.values():
+        params.threshold.mul_(4)
+    changed = transpike.simulate(net, x, 8, engine="counts").readout()
+    assert not torch.equal(before, changed)
+    assert torch.equal(changed, transpike.simulate(copy.deepcopy(net), x, 8, engine="counts").readout())
+    net.load_state_dict(state)
+    assert torch.equal(before, transpike.simulate(net, x, 8, engine="counts").readout())

@@ -14,7 +14,7 @@ from torch import nn
 import transpike
 from models import batch_of, calibration, dyadic, make
 from transpike.engines.counts import in_counts
-from transpike.errors import DataError, PlanError
+from transpike.errors import CaptureError, DataError, PlanError
 from transpike.graph.capture import capture
 from transpike.graph.interpret import forward
 from transpike.graph.prepared import Prepared
@@ -310,3 +310,22 @@ class Pooled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.max_pool1d(x, 2, return_indices=True)[0]
+
+
+def test_training_by_steps_leaves_rectifiers_alone_that_do_not_quantise() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="relu")
+    net = prepare(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), layer, nn.Linear(8, 3)), QCFS(levels=4, steps=3), [torch.rand(5, 4, 6)])
+    out = net.train()(torch.rand(5, 4, 6))
+    assert out.isfinite().all() and out.requires_grad
+
+
+def test_training_by_steps_says_what_it_cannot_read() -> None:
+    class Flag(nn.Module):
+        def forward(self, x: torch.Tensor, twice: bool) -> torch.Tensor:
+            return x.relu() * (2 if twice else 1)
+
+    net = prepare(Flag(), QCFS(levels=4, steps=3))
+    with pytest.raises(CaptureError, match="the example holds bool"):
+        for _ in range(2):  # the first pass finds the ceilings
+            net.train()(torch.rand(2, 3), True)

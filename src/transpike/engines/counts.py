@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ __all__ = ["CountRun", "count", "counts_serve", "in_counts", "simulate_counts"]
 
 _FEWEST = 512  # numbers that a loop over units runs over, at least
 _MANY = torch.iinfo(torch.int16).max  # spikes of a neuron without a cap: it is looked whether one fires more often
+_NUMBERS: WeakKeyDictionary[SiteParams, dict[Any, Any]] = WeakKeyDictionary()
 _NO_COUNTS = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in (torch.float32, torch.float64)}
 
 
@@ -123,7 +125,7 @@ def in_counts(
     def at_site(site: Site, z: torch.Tensor) -> torch.Tensor:
         params = plan.sites[site.name]
         if look is None:
-            return _levels(site, params, z, steps, None, {})
+            return _levels(site, params, z, steps, None)
         n = count(site, params, z, steps)
         look(site, z, n)
         return n * (expand(params.worth, site) / steps)
@@ -139,12 +141,8 @@ def _check_serves(graph: Graph, plan: Plan) -> None:
         )
 
 
-def _levels(
-    site: Site, params: SiteParams, z: torch.Tensor, steps: int, counts: torch.Tensor | None, numbers: dict[Any, Any]
-) -> torch.Tensor:
+def _levels(site: Site, params: SiteParams, z: torch.Tensor, steps: int, counts: torch.Tensor | None) -> torch.Tensor:
     """The mean output for mean currents ``z`` (N *site, overwritten), the spikes into ``counts``: one pass over memory.
-
-    ``numbers`` keeps the parameters of each site in memory order.
 
     Raises:
         OverflowError: ``counts`` does not hold so many spikes; ``z`` is lost.
@@ -157,10 +155,7 @@ def _levels(
             counts.copy_(n.permute(there).reshape(len(n), -1))
         return n.mul_(expand(params.worth, site) / steps)
     inside = z.permute(there).reshape(len(z), -1)
-    if (site.name, order) not in numbers:
-        fields = (params.threshold, params.worth, params.current, params.v_init)
-        numbers[site.name, order] = _lines(site, fields, order, z.dtype)
-    theta, worth, extra, v_init = numbers[site.name, order]
+    theta, worth, extra, v_init = _numbers(site, params, order, z.dtype)
     number = theta.dtype.type
     most = math.inf if params.cap is None else params.cap * steps
     limit = math.inf if counts is None or counts.is_floating_point() else torch.iinfo(counts.dtype).max
@@ -186,6 +181,17 @@ def _fused(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+def _numbers(site: Site, params: SiteParams, order: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """`_lines` of threshold, worth, current and initial potential, kept as long as ``params`` until one of them is written to."""
+    fields = (params.threshold, params.worth, params.current, params.v_init)
+    if any(x.is_inference() for x in fields):  # which do not say when they are written to
+        return _lines(site, fields, order, dtype)
+    written, kept = [x._version for x in fields], _NUMBERS.setdefault(params, {})
+    if kept.get((order, dtype), (None,))[0] != written:
+        kept[order, dtype] = written, _lines(site, fields, order, dtype)
+    return kept[order, dtype][1]
+
+
 def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], dtype: torch.dtype) -> Any:
     """A row for each of ``fields`` in memory order: of all units, or of some pixels where all others repeat them.
 
@@ -195,9 +201,11 @@ def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], d
     if order[-1] != site.channel_axis or any(x.numel() not in (1, channels) for x in fields):
         return torch.stack([expand(x, site).permute(order).reshape(-1) for x in fields]).to(dtype).numpy()
     enough = next((k for k in range(-(-_FEWEST // channels), pixels) if pixels % k == 0), pixels)
-    rows = np.empty((len(fields), enough, channels), _NO_COUNTS[dtype].dtype)
-    for row, x in zip(rows, fields, strict=True):
-        row[:] = x.reshape(-1).to(dtype).numpy()
+    each = np.empty((len(fields), 1, channels), _NO_COUNTS[dtype].dtype)
+    for row, x in zip(each, fields, strict=True):
+        row[:] = x.to(dtype).numpy()
+    rows = np.empty((len(fields), enough, channels), each.dtype)
+    rows[:] = each
     return rows.reshape(len(fields), -1)
 
 
@@ -221,7 +229,8 @@ def simulate_counts(
         raise DataError(f"steps are {list(at)}: ask for the read-out after at least one step")
     keep_freed_memory()
     _check_serves(graph, plan)
-    times, changed = tuple(sorted(set(at))), graph.with_params({**graph.params, **plan.params})
+    times = tuple(sorted(set(at)))
+    changed = graph.with_params({**graph.params, **plan.params}) if plan.params else graph
     inputs = checked_inputs(graph, inputs)
     samples = len(inputs[0])
     per_pass = chunking(graph, plan, samples, 1, None, max_memory, inputs[0].element_size(), numbers=4).samples
@@ -242,16 +251,16 @@ def _passes(
     graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor], times: Sequence[int], per_pass: int, counts: Whole
 ) -> list[list[torch.Tensor]]:
     """For each number of steps the read-outs of ``per_pass`` samples after another; spikes of the last one into ``counts``."""
-    samples, numbers = len(inputs[0]), {}
+    samples = len(inputs[0])
     leaves: list[list[torch.Tensor]] = [[] for _ in times]
     for first in range(0, samples, per_pass):
         some = [x[first : first + per_pass] for x in inputs]
 
         def at_site(site: Site, z: torch.Tensor, t: int, first: int = first) -> torch.Tensor:
             if t < times[-1]:
-                return _levels(site, plan.sites[site.name], z, t, None, numbers)
+                return _levels(site, plan.sites[site.name], z, t, None)
             room = counts.room(site, plan.sites[site.name], z, t, samples)
-            return _levels(site, plan.sites[site.name], z, t, room[first : first + len(z)], numbers)
+            return _levels(site, plan.sites[site.name], z, t, room[first : first + len(z)])
 
         for k, t in enumerate(times):
             read = forward(graph, some, lambda site, z, t=t: at_site(site, z, t))

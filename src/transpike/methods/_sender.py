@@ -47,17 +47,23 @@ class Sender:
             params = {name: now.get(name, x) for name, x in traced_once.params.items()}
             graph = folded(normalise(traced_once.with_params(params), None))
             given = [args[value.key] if isinstance(value.key, int) else kwargs[value.key] for value in graph.inputs]
-            plan = self._method.fit(graph, ())
-            run = simulate(graph, plan, [x.to(value.dtype) for x, value in zip(given, graph.inputs, strict=True)], net.steps)
-            return {_call(graph, site): _mean(graph, site, plan, run) for site in graph.sites}
+            given = [x.to(value.dtype) for x, value in zip(given, graph.inputs, strict=True)]
+            plan = self._method.fit(graph, [tuple(given)])  # read only if a rectifier does not quantise
+            run = simulate(graph, plan, given, net.steps)
+            return {_call(graph, site): _mean(graph, site, plan, run) for site in graph.sites if site.levels is not None}
 
     def _program(self, net: Prepared, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
-        key = tuple((name, x.shape[1:], x.dtype, x.device) for name, x in [*enumerate(args), *kwargs.items()])
+        tensors = [(name, x) for name, x in [*enumerate(args), *kwargs.items()] if isinstance(x, torch.Tensor)]
+        key = tuple((name, x.shape[1:], x.dtype, x.device) for name, x in tensors)
         if key not in self._traced:
-            pair = [x[:2] for x in args], {name: x[:2] for name, x in kwargs.items()}
-            net(*pair[0], **pair[1])  # says it plainly if other rectifiers are called in this mode
-            self._traced[key] = traced(net, pair[1] or tuple(pair[0]))
+            some, named = tuple(map(_two, args)), {name: _two(x) for name, x in kwargs.items()}
+            net(*some, **named)  # says it plainly if other rectifiers are called in this mode
+            self._traced[key] = traced(net, named or some)
         return self._traced[key]
+
+
+def _two(x: Any) -> Any:
+    return x[:2] if isinstance(x, torch.Tensor) and x.dim() else x
 
 
 def _call(graph: Graph, site: Site) -> int:
