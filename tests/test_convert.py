@@ -157,3 +157,5 @@ def test_batch_norms_of_a_network_that_quantises_fold_unless_neurons_are_paralle
     unfolded = transpike.SpikingNetwork(parallel.graph, spiking.plan)
     assert torch.allclose(spiking(x), unfolded(x), atol=1e-4)
     assert torch.equal(transpike.simulate(parallel, x, 4, engine="counts").readout(), net(x).detach())
+    fitted_anew = transpike.convert(net, Parallel(4), [x])
+    assert any("Parallel(4, Calibration.NONE)" in note for note in fitted_anew.plan.notes) and not parallel.plan.notes

@@ -13,7 +13,7 @@ import torch
 
 from transpike.engines.executor import Run, simulate
 from transpike.graph.capture import traced
-from transpike.graph.ir import Graph, Site
+from transpike.graph.ir import BatchSize, Graph, Site
 from transpike.graph.passes import folded, normalise
 from transpike.graph.prepared import Prepared, modes_kept
 from transpike.spiking.plan import Plan, expand
@@ -76,5 +76,5 @@ def _mean(graph: Graph, site: Site, plan: Plan, run: Run) -> torch.Tensor:
     node = graph.node(site.node)
     assert node.shape is not None and node.batch_axis is not None
     mean = run.net[site.name] * (expand(plan.sites[site.name].worth, site) / run.steps)
-    rest = [size for axis, size in enumerate(node.shape) if axis != node.batch_axis]
+    rest = [size for size in node.shape if not isinstance(size, BatchSize)]
     return mean.reshape(-1, *rest).movedim(0, node.batch_axis)

@@ -101,6 +101,10 @@ class Parallel:
             inputs, notes = few_samples(graph, batches, self.samples, copies=2)
             fit_site = _fit_exactly if self.calibration is Calibration.EXACT else _fit_least_squares
             sites, samples = _layer_by_layer(self, graph, base, first, inputs, fit_site), len(inputs[0])
+        if levels := {site.levels for site in graph.sites if site.levels is not None}:
+            some = max(levels)
+            exact = f"Chain(QCFS(levels={some}), Parallel({some}, Calibration.NONE))"
+            notes = (*notes, f"{graph.name} was trained with {some} levels: {exact} would answer as it does, exactly")
         metadata = {"weights": weights_hash(graph), **base.metadata, "samples": samples}
         return self._finish(graph, replace(base, notes=(*base.notes, *notes)), sites, metadata)
 
