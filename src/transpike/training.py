@@ -130,10 +130,10 @@ def train(
             _save(Path(checkpoint), model, optimiser, recipe, history, start)
         if done is not None:
             done(history[-1])
-    if recipe.kept:
-        _keep(model.eval(), start, recipe.kept)
-        history[-1] = replace(history[-1], accuracy=None if validation is None else accuracy(model, validation))
     model.eval()
+    if recipe.kept:
+        _keep(model, start, recipe.kept)
+        history[-1] = replace(history[-1], accuracy=None if validation is None else accuracy(model, validation))
     return history
 
 

@@ -187,9 +187,10 @@ def _numbers(site: Site, params: SiteParams, order: tuple[int, ...], dtype: torc
     if any(x.is_inference() for x in fields):  # which do not say when they are written to
         return _lines(site, fields, order, dtype)
     written, kept = [x._version for x in fields], _NUMBERS.setdefault(params, {})
-    if kept.get((order, dtype), (None,))[0] != written:
-        kept[order, dtype] = written, _lines(site, fields, order, dtype)
-    return kept[order, dtype][1]
+    key = site.shape, site.channel_axis, order, dtype  # sites may share their parameters
+    if kept.get(key, (None,))[0] != written:
+        kept[key] = written, _lines(site, fields, order, dtype)
+    return kept[key][1]
 
 
 def _lines(site: Site, fields: Sequence[torch.Tensor], order: tuple[int, ...], dtype: torch.dtype) -> Any:

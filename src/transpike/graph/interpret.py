@@ -124,7 +124,7 @@ def laid_out(graph: Graph) -> dict[str, torch.Tensor]:
 
     Those of a network that quantises stay as they are: another order of sums may move a level.
     """
-    if any(site.levels is not None for site in graph.sites):
+    if graph.quantises:
         return dict(graph.params)
     convolutions = [node for node in graph.nodes if base_name(node.op) in ("aten.conv2d", "aten.conv3d")]
     weights = {node.args[1].name for node in convolutions if isinstance(node.args[1], Ref)}
@@ -156,7 +156,7 @@ def forward(
 
     env: dict[str, Any] = dict(graph.params)
     inputs = [x.mean(1) if value.varying else x for value, x in zip(graph.inputs, inputs, strict=True)]
-    as_given = any(site.levels is not None for site in graph.sites)  # another layout may round differently, and move levels
+    as_given = graph.quantises  # another layout may round differently, and move levels
     env.update((v.name, x if as_given else channels_last(x)) for v, x in zip(graph.inputs, inputs, strict=True))
     with torch.no_grad():
         interpret(graph.nodes, env, handle, freed)

@@ -165,6 +165,11 @@ class Graph:
         """Names of the inputs that are others at every step."""
         return tuple(value.name for value in self.inputs if value.varying)
 
+    @property
+    def quantises(self) -> bool:
+        """Has it quantising activations? (Sites are named by then.)"""
+        return any(site.levels is not None for site in self.sites)
+
     def site(self, name: str) -> Site:
         """The site called ``name``."""
         return next(site for site in self.sites if site.name == name)

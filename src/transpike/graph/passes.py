@@ -21,7 +21,7 @@ from transpike.graph.roles import AFFINE, BATCH_NORM, MAX_POOLS, NO_OPS, base_na
 
 _VIEWS = ("aten.view", "aten._unsafe_view")
 
-__all__ = ["Pooling", "channel_axes", "folded", "normalise", "quantises", "spike_gates"]
+__all__ = ["Pooling", "channel_axes", "folded", "normalise", "spike_gates"]
 
 
 class Pooling(enum.Enum):
@@ -40,23 +40,18 @@ def normalise(graph: Graph, pooling: Pooling | None) -> Graph:
     """All passes in order; without a word on pooling neurons stay where their rectifiers are."""
     graph = drop_no_ops(graph)
     graph = drop_unused(compute_constants(pick_results(graph)))
-    graph = graph if quantises(graph) else lower_batch_norm(graph)
+    graph = graph if any(base_name(node.op) == QUANTISED for node in graph.body) else lower_batch_norm(graph)
     graph = graph if pooling is None else place_pooling(graph, pooling)
     return split_and_name(drop_unused(graph))
 
 
 def folded(graph: Graph) -> Graph:
     """A normalised network that quantises, with its batch norms folded: the same function but for rounding."""
-    if not quantises(graph):
+    if not graph.quantises:
         return graph
     graph = lower_batch_norm(graph)
     needed = {name for node in graph.nodes for name in node.refs()} | set(tree_refs(graph.outputs))
     return graph.with_params({name: tensor for name, tensor in graph.params.items() if name in needed})
-
-
-def quantises(graph: Graph) -> bool:
-    """Has it quantising activations?"""
-    return any(base_name(node.op) == QUANTISED for node in graph.nodes)
 
 
 def users(nodes: Sequence[Node], outputs: Any = None) -> Counter[str]:
