@@ -329,3 +329,12 @@ def test_training_by_steps_says_what_it_cannot_read() -> None:
     with pytest.raises(CaptureError, match="the example holds bool"):
         for _ in range(2):  # the first pass finds the ceilings
             net.train()(torch.rand(2, 3), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_training_by_steps_keeps_the_networks_precision(dtype: torch.dtype) -> None:
+    x = batch_of("residual", 4).to(dtype)
+    net = prepare(make("residual").to(dtype), QCFS(levels=4, steps=3), [x]).train()
+    out = net(x)
+    out.sum().backward()
+    assert out.dtype == dtype and all(p.grad is not None and p.grad.dtype == dtype for p in net.parameters())

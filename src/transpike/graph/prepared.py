@@ -112,7 +112,7 @@ class Prepared(nn.Module):
                 level = guarded(ceiling.detach()) / self.levels
                 z = z + torch.empty_like(z).uniform_(-self.noise, self.noise) * level
             h = qcfs(z.to(ceiling), ceiling, self.levels)  # in the ceiling's precision, also under autocast
-            return _InPlaceOf.apply(h, sent[i]) if i in sent else h
+            return _InPlaceOf.apply(h, sent[i].to(h.dtype)) if i in sent else h
 
         with intercepted(at_call, self.average_pooling):
             result = self.network(*args, **kwargs)

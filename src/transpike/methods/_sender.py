@@ -44,7 +44,9 @@ class Sender:
             net.eval()
             traced_once = self._program(net, args, kwargs)
             now = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
-            params = {name: now.get(name, x) for name, x in traced_once.params.items()}
+            params = {
+                name: now.get(name, x).to(x.dtype) for name, x in traced_once.params.items()
+            }  # half precision is simulated in full
             graph = folded(normalise(traced_once.with_params(params), None))
             given = [args[value.key] if isinstance(value.key, int) else kwargs[value.key] for value in graph.inputs]
             given = [x.to(value.dtype) for x, value in zip(given, graph.inputs, strict=True)]
