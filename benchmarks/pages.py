@@ -60,7 +60,8 @@ ACCURACY = """
 ## Accuracy
 
 Top-1 (%) by time steps on networks that others trained; calibrated on other images. The delayed read-out is the papers'
-rule: estimated delay, at least 4 steps.
+rule: estimated delay, at least 4 steps. Where fewer images were measured the sample moves the figure: at 90 % and 1,000 images one
+standard error is 0.95 points (ResNet-20 MMSE at 32 steps has 90.2 on the first 1,000 images and 89.5 on all).
 """
 
 CONVERGENCE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import transpike
 from models import as_inputs, batch_of, calibration, captured, converted, make, tensors, vectors
+from transpike.engines.program import Program
 from transpike.errors import DataError, PlanError
 from transpike.network import SpikingNetwork
 from transpike.spiking.plan import SiteParams
@@ -40,6 +42,55 @@ def test_repeated_calls_are_equal_for_there_is_nothing_to_reset():
     first = net(x)
     net(torch.flip(x, [0]))
     assert torch.equal(net(x), first)
+
+
+@pytest.mark.parametrize("name", ["residual", "mlp"])
+def test_a_network_is_made_ready_once_until_a_tensor_is_written_to(name, monkeypatch):
+    net, x, made = _net(name), batch_of(name), []
+    of = Program.of
+    monkeypatch.setattr(Program, "of", staticmethod(lambda *args: made.append(args[2]) or of(*args)))
+    before = net(x)
+    assert torch.equal(net(x), before) and made == ["auto"]
+    transpike.simulate(net, x, 8, engine="dense")
+    assert made == ["auto", "dense"]
+    for names in (list(net.graph.params), [key for key in net.plan.tensors() if key.endswith("threshold")]):
+        for key in names:
+            tensor = {**net.graph.params, **net.plan.tensors()}[key]
+            with torch.no_grad():
+                tensor.mul_(1.25)
+            fresh = SpikingNetwork(net.graph, net.plan, steps=net.steps)
+            assert torch.equal(net(x), fresh(x)), key
+    assert not torch.equal(net(x), before)
+
+
+def test_another_plan_in_the_place_of_the_old_one_is_seen():
+    net, x = _net("residual"), batch_of("residual")
+    before = net(x)
+    doubled = {name: 2 * value if "threshold" in name else value for name, value in net.state_dict().items()}
+    net.load_state_dict(doubled, assign=True)
+    assert torch.equal(net(x), SpikingNetwork(net.graph, net.plan, steps=net.steps)(x))
+    assert not torch.equal(net(x), before)
+
+
+def test_copies_begin_with_nothing_ready():
+    net, x = _net("residual"), batch_of("residual")
+    before = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert other._kept.program(other.graph, other.plan, "auto", x).params is not None
+        assert other._kept is not net._kept
+        assert torch.equal(other(x), before)
+
+
+def test_networks_made_in_inference_mode_are_made_ready_anew():
+    x = batch_of("mlp")
+    with torch.inference_mode():
+        net = _net("mlp")
+        before = net(x)
+        next(iter(net.plan.tensors().values())).mul_(4.0)
+        for tensor in net.graph.params.values():
+            tensor.mul_(1.5)
+        assert torch.equal(net(x), SpikingNetwork(net.graph, net.plan, steps=net.steps)(x))
+        assert not torch.equal(net(x), before)
 
 
 def test_more_steps_come_closer_to_the_model():

@@ -14,6 +14,7 @@ from transpike.engines import counts, executor, exits
 from transpike.engines.executor import Probe, Run
 from transpike.engines.exits import ExitRun, Leave, SampleProbe
 from transpike.engines.precision import check_precision
+from transpike.engines.program import Kept
 from transpike.errors import DataError, SpecError
 from transpike.graph import serial
 from transpike.graph.batches import inputs_of
@@ -34,7 +35,7 @@ _SEPARATOR = "/"  # buffer names may hold no dots
 class SpikingNetwork(nn.Module):
     """A spiking network. Calling it simulates ``steps`` steps and returns the mean read-out.
 
-    The output has the structure of the original network's (tensor, tuple, list or dict). Nothing is kept from call
+    The output has the structure of the original network's (tensor, tuple, list or dict). No state is kept from call
     to call, so there is nothing to reset. Weights and plan are buffers: ``.to(device)``, ``state_dict`` and
     ``copy.deepcopy`` work as for any module.
 
@@ -62,7 +63,7 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         check_precision(precision, engine)
         self.steps, self.start, self.engine, self.precision, self.max_memory = steps, start, engine, precision, max_memory
-        self._graph, self._plan = graph, plan.validate(graph)
+        self._graph, self._plan, self._kept = graph, plan.validate(graph), Kept()
         self._weights, self._numbers = nn.Module(), nn.Module()
         for module, tensors in ((self._weights, laid_out(graph)), (self._numbers, plan.tensors())):
             for name, tensor in tensors.items():
@@ -195,7 +196,7 @@ def simulate(
     if at is not None:
         raise SpecError(f"at={list(at)} is for engine='counts': engine={engine!r} gives the read-out of every step")
     options = {"engine": engine, "precision": precision, "max_memory": max_memory, "chunk": chunk, "probe": probe}
-    return executor.simulate(net.graph, net.plan, inputs, steps, **options)
+    return executor.simulate(net.graph, net.plan, inputs, steps, kept=net._kept, **options)
 
 
 def simulate_until(
@@ -228,6 +229,7 @@ def simulate_until(
         engine=engine,
         max_memory=max_memory,
         probe=probe,
+        kept=net._kept,
     )
 
 

@@ -29,6 +29,9 @@ _LOOKS, _LOOKED = 16, 1024  # parts of an input whose density is measured, and h
 _BLOCK = 1024  # units whose numbers are made at once
 _LOOKERS = 8  # parts in which events are found: each learns anew what they are worth
 
+# inlined: a call would copy tuples of arrays and count who uses each of them, which takes as long as a line's neurons
+_inlined = njit(nogil=True, error_model="numpy", forceinline=True)
+
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def looked(x):
@@ -95,7 +98,7 @@ def numbers(bits, worth, before, summed, out, steps, samples):
                 numbers_of(bits, worth, low, out, to - samples * units, out, to, size)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _learn(x, first, known, begin, size):
     """Take over what is not 0 where nothing is known; False if something else is."""
     for i in range(size):
@@ -108,7 +111,7 @@ def _learn(x, first, known, begin, size):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _gather(found, frame, oy, group, g, words):
     """The words of all columns that line ``oy`` of a frame sees, row under row; what lies in the margin stays 0."""
     own, span = g.channels // g.groups, len(words) // g.words
@@ -132,7 +135,7 @@ def _gather(found, frame, oy, group, g, words):
                     line[i] |= (word(found, first + i * g.bytes + 8 * slot) & all_ones) << shift
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _sum(read, frame, oy, block, g, words, out, to, pitch):
     """The sums of line ``oy`` of a frame, of the channels of ``block``, to ``out[to]`` and on, pixels ``pitch`` apart."""
     group, own = block // g.blocks, g.channels // g.groups
@@ -162,7 +165,7 @@ def _rooms(g):
     return np.zeros(columns * g.words, np.int64), _aligned(g.out_width * g.out_channels + g.vectors * LANES)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _channels(block, g):
     """First channel of a block and how many it has."""
     own = g.out_channels // g.groups
@@ -170,7 +173,7 @@ def _channels(block, g):
     return block // g.blocks * own + first, min(g.vectors * LANES, own - first)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _line(read, frame, oy, block, g, words, sums):
     """Sums of a line: of all blocks if they are nested, else of ``block``, in the place of its channels.
 
@@ -180,7 +183,7 @@ def _line(read, frame, oy, block, g, words, sums):
         _sum(read, frame, oy, one, g, words, sums, _channels(one, g)[0], g.out_channels)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _whose(job, lines, g):
     """Line, block, first channel and number of channels of a job; the lines of a block follow each other."""
     if g.nested:
@@ -219,7 +222,7 @@ def respond(read, g, fires, beside, out, neurons, steps, samples):
                     _copy(sums, channel, out, to, pixels, g.out_channels, size)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _copy(x, at, out, to, pixels, pitch, size):
     """The first ``size`` numbers of each pixel, ``pitch`` apart. (In a parallel loop itself numba writes to copies of tuples.)"""
     for pixel in range(pixels):
@@ -227,7 +230,7 @@ def _copy(x, at, out, to, pixels, pitch, size):
             out.numbers[to + i] = x[at + i]
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _fire(x, at, beside, there, out, to, neurons, unit, number, pixels, pitch, size):
     """One step of ``size`` neurons of each of ``pixels``, ``pitch`` apart; see `transpike.spiking.neurons.step`.
 

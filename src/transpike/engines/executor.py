@@ -24,7 +24,7 @@ from transpike.engines.event_vectors import NOTHING
 from transpike.engines.events import Synapse, Weights
 from transpike.engines.population import NewPopulation, Population
 from transpike.engines.precision import Arithmetic, Bfloat16, Float32, Sums, arithmetic_of, check_precision, label_of
-from transpike.engines.program import ENGINES, Joined, Program, check_engine
+from transpike.engines.program import ENGINES, Joined, Kept, Program, check_engine
 from transpike.engines.run import Run, place, room_for
 from transpike.engines.samples import keep_samples
 from transpike.engines.trace import Layer, Trace
@@ -54,6 +54,7 @@ def simulate(
     probe: Probe | None = None,
     population: NewPopulation | None = None,
     whole: bool = False,
+    kept: Kept | None = None,
 ) -> Run:
     """Run ``steps`` time steps on a batch; every input is presented unchanged at each step (direct encoding), or frame by frame.
 
@@ -68,6 +69,7 @@ def simulate(
         probe: sees what neurons and analog operations emit, chunk by chunk.
         population: makes the neurons of a site; the engine is "dense" then.
         whole: all samples go through the network together, whatever the cache holds.
+        kept: by whoever runs the same network again.
 
     Raises:
         DataError: wrong shapes, an empty batch, values that are not finite, no steps.
@@ -86,7 +88,8 @@ def simulate(
     arithmetic = arithmetic_of(graph, plan, precision, population is None and takes_sums(inputs[0]))
     dense = population is not None or precision == "int8"
     summed = {name: found.counting for name, found in arithmetic.items() if isinstance(found, (Bfloat16, Sums))}
-    program = Program.of(graph, plan, "dense" if dense else engine, inputs[0], {} if population is not None else summed)
+    program_of = Program.of if kept is None else kept.program
+    program = program_of(graph, plan, "dense" if dense else engine, inputs[0], {} if population is not None else summed)
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
     size, bits = inputs[0].element_size(), bool(program.synapses)

@@ -15,7 +15,7 @@ import torch
 from transpike.engines.allocator import keep_freed_memory
 from transpike.engines.budget import chunking
 from transpike.engines.executor import MicroBatch
-from transpike.engines.program import Program, check_engine
+from transpike.engines.program import Kept, Program, check_engine
 from transpike.engines.samples import empty_like, keep_samples, rows_of
 from transpike.errors import DataError, PlanError
 from transpike.graph.batches import check_frames, checked_inputs
@@ -65,6 +65,7 @@ def simulate_until(
     engine: str = "auto",
     max_memory: int | None = None,
     probe: SampleProbe | None = None,
+    kept: Kept | None = None,
 ) -> ExitRun:
     """Run a batch for at most ``steps`` time steps; samples that ``leave`` names are dropped.
 
@@ -76,6 +77,7 @@ def simulate_until(
         chunk: steps that go through the network at once from then on. Exits and read-outs do not depend on it: with more
             than 1, the steps between a sample's exit and the end of its chunk are computed for nothing.
         probe: sees what neurons and analog operations emit, chunk by chunk; also of those steps.
+        kept: by whoever runs the same network again.
 
     Raises:
         PlanError: parallel neurons, which fire after all steps. DataError: as for `simulate`, or a wrong ``start``.
@@ -95,7 +97,8 @@ def simulate_until(
     keep_freed_memory()
     inputs = checked_inputs(graph, inputs)
     check_frames(graph, inputs, steps)
-    program, samples = Program.of(graph, plan, engine, inputs[0]), len(inputs[0])
+    program = (Program.of if kept is None else kept.program)(graph, plan, engine, inputs[0])
+    samples = len(inputs[0])
     first = max(first, start + 1)
     together = max(chunk, min(first, _TOGETHER))
     together, per_run, _ = chunking(graph, plan, samples, steps, together, max_memory, inputs[0].element_size())

@@ -21,7 +21,7 @@ from transpike.graph.ir import Graph, Node, Ref, Role, Site, tree_refs
 from transpike.graph.roles import HOMOGENEOUS, SYNAPSES, base_name
 from transpike.spiking.plan import NeuronKind, Plan
 
-__all__ = ["ENGINES", "Joined", "Program", "check_engine"]
+__all__ = ["ENGINES", "Joined", "Kept", "Program", "check_engine"]
 
 _NONE: Mapping[str, bool] = {}
 ENGINES = ("auto", "dense", "events")
@@ -112,6 +112,33 @@ class Program:
             frees(body, outputs),
             {},
         )
+
+
+class Kept:
+    """The program of a network's last run, for the next one: it also holds weights and thresholds as the engines read them.
+
+    It serves until one of the tensors is written to, which torch counts unless it goes through ``.data``. Copies of a network
+    begin with nothing.
+    """
+
+    def __init__(self) -> None:
+        self._program: Program | None = None
+        self._key: Any = None
+
+    def program(self, graph: Graph, plan: Plan, engine: str, like: torch.Tensor, summed: Mapping[str, bool] = _NONE) -> Program:
+        """`Program.of`, or what it gave the last time."""
+        tensors = [*graph.params.values(), *plan.tensors().values()]
+        if any(x.is_inference() for x in tensors):  # which do not say when they are written to
+            return Program.of(graph, plan, engine, like, summed)
+        key = engine, like.dtype, like.device, dict(summed), [x._version for x in tensors]
+        last = self._program
+        if last is None or last.graph is not graph or last.plan is not plan or key != self._key:
+            last = self._program = Program.of(graph, plan, engine, like, summed)
+            self._key = key
+        return last
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
 
 
 def _works_on_sums(node: Node, averaged: set[str]) -> bool:
