@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_a_network_is_made_ready_once_until_a_tensor_is_written_to(name, monkeyp
                 tensor.mul_(1.25)
             fresh = SpikingNetwork(net.graph, net.plan, steps=net.steps)
             assert torch.equal(net(x), fresh(x)), key
+    assert not torch.equal(net(x), before)
+
+
+def test_other_parameters_of_a_site_are_seen():
+    net, x = _net("residual"), batch_of("residual")
+    before = net(x)
+    name, params = next(iter(net.plan.sites.items()))
+    net.plan.sites[name] = replace(params, threshold=2 * params.threshold)
+    assert torch.equal(net(x), SpikingNetwork(net.graph, net.plan, steps=net.steps)(x))
     assert not torch.equal(net(x), before)
 
 

@@ -88,8 +88,7 @@ def simulate(
     arithmetic = arithmetic_of(graph, plan, precision, population is None and takes_sums(inputs[0]))
     dense = population is not None or precision == "int8"
     summed = {name: found.counting for name, found in arithmetic.items() if isinstance(found, (Bfloat16, Sums))}
-    program_of = Program.of if kept is None else kept.program
-    program = program_of(graph, plan, "dense" if dense else engine, inputs[0], {} if population is not None else summed)
+    program = (kept or Kept()).program(graph, plan, "dense" if dense else engine, inputs[0], summed if population is None else {})
     samples = len(inputs[0])
     on_gpu = torch.cuda.get_device_properties(inputs[0].device).total_memory if inputs[0].is_cuda else None
     size, bits = inputs[0].element_size(), bool(program.synapses)

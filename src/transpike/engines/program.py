@@ -122,20 +122,19 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._program: Program | None = None
-        self._key: Any = None
+        self._last: tuple[Any, list[torch.Tensor], Program] | None = None
 
     def program(self, graph: Graph, plan: Plan, engine: str, like: torch.Tensor, summed: Mapping[str, bool] = _NONE) -> Program:
         """`Program.of`, or what it gave the last time."""
         tensors = [*graph.params.values(), *plan.tensors().values()]
         if any(x.is_inference() for x in tensors):  # which do not say when they are written to
             return Program.of(graph, plan, engine, like, summed)
-        key = engine, like.dtype, like.device, dict(summed), [x._version for x in tensors]
-        last = self._program
-        if last is None or last.graph is not graph or last.plan is not plan or key != self._key:
-            last = self._program = Program.of(graph, plan, engine, like, summed)
-            self._key = key
-        return last
+        written = [(id(x), x._version) for x in tensors]  # they are held below: no other tensor has the id of one
+        key = id(graph), id(plan), engine, like.dtype, like.device, dict(summed), written
+        last = self._last
+        if last is None or last[0] != key:
+            self._last = last = key, tensors, Program.of(graph, plan, engine, like, summed)
+        return last[-1]
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()

@@ -5,8 +5,9 @@
 
 A network that was trained with L levels loses little when neurons that fire T = L times at most take their place: on a
 constant current the spike count is the level. Deeper layers see uneven currents, so integrate-and-fire neurons need some
-more steps; parallel neurons do not. `prepare` gives the network to train (fine-tuning from ReLU weights takes a few
-epochs), `fit` reads the ceilings of the trained one.
+more steps, or initial potentials for the number of steps (`Chain(QCFS(4), InitialPotential(8))`); parallel neurons need
+neither. `prepare` gives the network to train (fine-tuning from ReLU weights takes a few epochs), `fit` reads the ceilings of
+the trained one.
 
 Reference: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
 ICLR 2022, arXiv:2303.04347.
