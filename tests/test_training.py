@@ -256,6 +256,11 @@ def test_what_the_command_trained_converts(tmp_path: Path, capsys: pytest.Captur
     assert main(["evaluate", str(file), "--data", "digits", "--steps", "8", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ann"]["top1"] > 0.9 and report["top1"][7] > report["ann"]["top1"] - 0.06
+    for_four = ["--method", "qcfs+initial-potential", "--set", "levels=4", "--set", "steps=4", "-o", str(file)]
+    assert main([*convert[:8], *for_four, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "Chain"
+    assert main(["evaluate", str(file), "--data", "digits", "--steps", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"][3] >= report["top1"][3] - 0.01
     assert main(["convert", model[0], *convert[4:]]) == 1
     assert "prepare(model" in capsys.readouterr().err
 
