@@ -50,11 +50,11 @@ def main() -> None:
     net = convert(model, LTB(iterations=20), module.calibration("cifar10_resnet20", 2000).split(100))
     batch = min((8, 16, 32, 64), key=lambda b: min(seconds(own_forward(model, x, b)) for _ in range(5)))
     forward = own_forward(model, x, batch)
-    simulate(net, x, steps=STEPS)
+    simulate(net, x, steps=STEPS, engine="dense")
     rounds = []
     for _ in range(ROUNDS):
         once = statistics.median(seconds(forward) for _ in range(9))
-        rounds.append({"forward": once * STEPS, "dense": seconds(lambda: simulate(net, x, steps=STEPS))})
+        rounds.append({"forward": once * STEPS, "dense": seconds(lambda: simulate(net, x, steps=STEPS, engine="dense"))})
     ratio = statistics.median(r["dense"] / r["forward"] for r in rounds)
     print(f"dense, ResNet-20, {STEPS} steps: {ratio:.2f} x ({STEPS} x forward at batch {batch}); bar 1.25", flush=True)
 
