@@ -76,6 +76,21 @@ def test_every_layout_gives_the_spikes_of_the_step_function(layout, stepwise, co
     assert torch.equal(population.membrane(), v)
 
 
+@pytest.mark.parametrize("layout", [name for name, (*_, axis, rows, _) in LAYOUTS.items() if (axis, rows) == (0, 1)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_what_is_beside_the_current_is_added_wherever_it_lies_in_memory(layout, order):
+    shape, channel, _, _, memory = LAYOUTS[layout]
+    site = Site("a#1", "a", shape, channel)
+    current, other = eighths(STEPS * SAMPLES, *shape), eighths(STEPS * SAMPLES, *shape).flip(0)
+    x = current.contiguous(memory_format=memory or torch.contiguous_format)
+    beside = other.contiguous(memory_format=order) if len(shape) == 3 else other
+    population = DensePopulation(site, PARAMS, SAMPLES, 0, x[:1])
+    emitted = population.advance(x, STEPS, constant=False, overwrite=False, beside=beside)
+    total = (current + other).unflatten(0, (STEPS, SAMPLES))
+    wanted, _, _, v = _reference(site, PARAMS, total)
+    assert torch.equal(emitted.view_as(total), wanted) and torch.equal(population.membrane(), v)
+
+
 def test_a_float_type_the_kernel_does_not_take_goes_step_by_step():
     site, current = Site("a#1", "a", (4,), 0), eighths(STEPS, SAMPLES, 4).bfloat16()
     population = DensePopulation(site, PARAMS, SAMPLES, 0, current[0])

@@ -150,8 +150,26 @@ def test_neurons_take_over_synapses_and_residual_sums() -> None:
     program = Program.of(graph, plan_of(graph), "events", x)
     assert program.joined and any(found.sum is not None for found in program.joined.values())
     assert len(program.body) < len(graph.body)
-    assert Program.of(graph, plan_of(graph), "dense", x).body == graph.body
-    assert Program.of(graph, plan_of(graph), "events", x.double()).body == graph.body  # kernels are in single precision
+    for dense in (
+        Program.of(graph, plan_of(graph), "dense", x),
+        Program.of(graph, plan_of(graph), "events", x.double()),  # events are in single precision
+    ):
+        assert not dense.joined and dense.beside and len(dense.body) == len(graph.body) - len(dense.beside)
+    assert Program.of(graph, plan_of(graph), "dense", x.bfloat16()).body == graph.body  # the neuron kernel adds numbers it takes
+
+
+@pytest.mark.parametrize("options", [{}, {"cap": 3}, {"signed": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neurons_that_add_a_residual_send_the_spikes_of_the_sum(options, dtype, monkeypatch) -> None:
+    model = make("residual").to(dtype)
+    graph = capture(model, batch_of("residual", 2).to(dtype))
+    plan = plan_of(graph, **options)
+    x = [torch.rand(3, *value.shape, dtype=dtype) for value in graph.inputs]
+    inside = simulate(graph, plan, x, STEPS, engine="dense", chunk=2)
+    monkeypatch.setattr("transpike.engines.program._added", lambda *_: {})
+    assert not Program.of(graph, plan, "dense", x[0]).beside
+    outside = simulate(graph, plan, x, STEPS, engine="dense", chunk=2)
+    same(inside, outside)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

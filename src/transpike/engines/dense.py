@@ -61,12 +61,15 @@ class DensePopulation:
         self._count = torch.zeros(state, device=device, dtype=dtype)
         self._sent = torch.zeros(state, device=device, dtype=dtype) if params.signed else self._count
 
-    def advance(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor:
+    def advance(
+        self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool, beside: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Spikes times threshold for ``steps`` steps.
 
         Args:
             current: steps x samples along the batch axis; samples only if ``constant``.
             overwrite: may the memory of ``current`` hold the result?
+            beside: is added to the current, of integrate-and-fire neurons on the CPU.
         """
         x = self._units_inmemory_order(current)  # [steps] x samples, units
         if self._params.kind is NeuronKind.PARALLEL:
@@ -78,7 +81,10 @@ class DensePopulation:
         else:
             shares = x.data_ptr() == current.data_ptr()
             spikes, drive = x.clone() if shares and not overwrite else x, None
-        self._fire(spikes, drive, steps)
+        if beside is None:
+            self._fire(spikes, drive, steps)
+        else:
+            self._fused(spikes, drive, steps, Halves(beside=flat_array(self._units_inmemory_order(beside))))
         return self._logical(spikes, current)
 
     def absorb(

@@ -215,16 +215,25 @@ class MicroBatch:
         assert axis is not None, "neurons have a batch axis (checked at capture)"
         constant = source in self._constants  # direct encoding: the same current at every step, not repeated
         current = self._constants[source] if constant else env[source]
+        beside = env[self._program.beside[node.name]] if node.name in self._program.beside else None
         population = self._population(node, site, axis, current)
-        return self._advance(node, population, current, constant=constant, overwrite=source in self._program.own)
+        return self._advance(node, population, current, beside, constant=constant, overwrite=source in self._program.own)
 
     def _advance(
-        self, node: Node, population: Population, current: torch.Tensor, *, constant: bool, overwrite: bool
+        self,
+        node: Node,
+        population: Population,
+        current: torch.Tensor,
+        beside: torch.Tensor | None,
+        *,
+        constant: bool,
+        overwrite: bool,
     ) -> torch.Tensor | Emitted:
         """What the neurons of ``node`` emit, as bits where a synapse may read them."""
         if node.name in self._program.heard and isinstance(population, DensePopulation):
+            current = current if beside is None else current.add_(beside)
             return population.emit(current, self._steps, constant=constant, overwrite=overwrite)
-        return population.advance(current, self._steps, constant=constant, overwrite=overwrite)
+        return population.advance(current, self._steps, constant=constant, overwrite=overwrite, beside=beside)
 
     def _population(self, node: Node, site: Site, axis: int, like: torch.Tensor) -> Population:
         population = self._populations.get(node.name)
@@ -285,9 +294,8 @@ class MicroBatch:
                 weights = self._weights(synapse, source, x, arithmetic)
                 return neurons.receive(synapse, weights, x, other, self._steps, constant=constant)
             current = env.seen(self._currents(joined.synapse, env, arithmetic))
-            if joined.other is not None:
-                current = current.add_(env[joined.other])
-            return self._advance(node, self._population(node, site, 0, current), current, constant=False, overwrite=True)
+            beside = None if joined.other is None else env[joined.other]
+            return self._advance(node, self._population(node, site, 0, current), current, beside, constant=False, overwrite=True)
 
     def _by_events(self, synapse: Synapse, x: torch.Tensor | Emitted, layer: Layer, arithmetic: Arithmetic | None) -> bool:
         """Look at some inputs, spread over the chunk, and take what costs less. Rounded weights take in what a spike is worth."""

@@ -42,7 +42,7 @@ class Halves(NamedTuple):
     Attributes:
         sums: what low precision multiplies, flat in the order steps, samples, units; empty where there are none.
         bias: of each unit.
-        beside: what is added in float32, flat as ``sums``, or empty.
+        beside: what is added in the format of the currents, flat as ``sums``, or empty; alone where those are numbers.
         counts: spikes of others, flat as ``sums``, or empty. worth: what one of them is worth, of each unit.
         spikes: room for those that are sent, flat as ``sums``, in the place of their worth; or empty.
     """
@@ -103,8 +103,8 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
     Args:
         x: currents of all steps, flat in the order steps, samples, units.
         constant: current of one step (samples, units) if it is the same at every step, else empty.
-        halves: `Halves` that the currents are made of in the place of ``x``, else empty ones. If there is room in them for
-            spikes, that is where they go, ``worth`` is 1 for all, and ``x`` is empty.
+        halves: `Halves` that the currents are made of in the place of ``x``; or, with no sums, what is added to ``x``; else
+            empty ones. If there is room in them for spikes, that is where they go, ``worth`` is 1 for all, and ``x`` is empty.
         v, sent, count: potential, net spikes and spikes of either sign (samples, units), flat;
             ``sent`` is empty for unsigned neurons, whose net spikes are ``count``.
         theta, worth, extra: threshold, value of a spike and per-step current of each unit.
@@ -133,6 +133,10 @@ def fire(x, constant, halves, v, sent, count, theta, worth, extra, steps, sample
                     row[i] = constant[start + i]
             elif halves.sums.size:
                 _widen(row, halves, low, first, wide)
+            elif halves.beside.size:
+                beside = halves.beside[first : first + size]
+                for i in range(size):
+                    row[i] += beside[i]
             if signed:
                 for i in range(size):
                     m = vv[i] + (row[i] + ex[i])

@@ -2,12 +2,12 @@
 
 Where the event engine may run, or neurons take sums as they come, a neuron layer takes the synapse before it (and the residual
 sum between them) into one step of the program, `Joined`: events add up to a line of currents, and its neurons fire from the same
-pass.
+pass. Elsewhere on the CPU it takes the residual sum alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Program:
         synapses: what the event engine may run, by node name. joined: neuron layers that begin with one, by node name.
         heard: neuron layers of which a synapse in ``synapses`` reads, if only through others put beside them.
         counted: joined neuron layers that low precision reads.
+        beside: what other neuron layers add to their current themselves.
         own: results whose memory their only reader may reuse.
         averaged: what the combinator reads by its running mean: all that varies, but masks and indices.
         summed: analog operations that need sums only.
@@ -65,6 +66,7 @@ class Program:
     joined: Mapping[str, Joined]
     heard: set[str]
     counted: set[str]
+    beside: Mapping[str, str]
     params: Mapping[str, torch.Tensor]
     sites: Mapping[str, Site]
     own: set[str]
@@ -83,14 +85,15 @@ class Program:
             summed: nodes whose sums are neurons' to take, before their bias comes to them; do they read whole spikes?
         """
         outputs = set(tree_refs(graph.outputs))
-        body, synapses, joined = graph.body, {}, {}
+        synapses, joined = {}, {}
         if like.dtype == torch.float32 and (summed or like.device.type == "cpu"):
             if engine != "dense" and like.device.type == "cpu":
                 linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
                 found = {node.name: Synapse.of(node, graph) for node in linear}
                 synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
             joined = _joined(graph, plan, {*synapses, *summed})
-            body = _shortened(graph.body, joined)
+        added = _added(graph, plan, joined) if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) else {}
+        body = _shortened(graph.body, joined, added)
         for_body = outputs | {name for node in body for name in node.refs()}
         averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
         return Program(
@@ -102,6 +105,7 @@ class Program:
             joined,
             _heard(graph, synapses),
             _heard(graph, {name for name, counting in summed.items() if counting}) & joined.keys(),
+            {name: other for name, (_, _, other) in added.items()},
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
             overwritable(graph.body, graph.outputs),
@@ -151,25 +155,51 @@ def _joined(graph: Graph, plan: Plan, synapses: Collection[str]) -> dict[str, Jo
     own = overwritable(graph.body, graph.outputs)
     found: dict[str, Joined] = {}
     taken: set[str] = set()
+    for site, source in _steady(graph, plan, own):
+        if source.name in synapses and _fits(site, source):
+            found[site.node] = Joined(source, None, None)
+        for name, other in _operands(source, nodes, own):
+            if name in synapses and name not in taken and _fits(site, nodes[name]):
+                found[site.node] = Joined(nodes[name], other, source)
+                break
+        if site.node in found:
+            taken.add(found[site.node].synapse.name)
+    return found
+
+
+def _added(graph: Graph, plan: Plan, joined: Collection[str]) -> dict[str, tuple[Node, str, str]]:
+    """Other neuron layers whose current is a sum that nothing else reads: the sum, what they may overwrite, what is added to it."""
+    nodes = {node.name: node for node in graph.nodes}
+    own = overwritable(graph.body, graph.outputs)
+    found = {}
+    for site, source in _steady(graph, plan, own):
+        for name, other in _operands(source, nodes, own):
+            if site.node not in joined and nodes[name].shape == source.shape:
+                found[site.node] = source, name, other
+                break
+    return found
+
+
+def _steady(graph: Graph, plan: Plan, own: set[str]) -> Iterator[tuple[Site, Node]]:
+    """Integrate-and-fire layers with samples on the first axis, and what computes their current, which nothing else reads."""
+    nodes = {node.name: node for node in graph.nodes}
     for site in graph.sites:
         neuron = nodes[site.node]
         source = nodes.get(neuron.args[0].name)
         steady = plan.sites[site.name].kind is NeuronKind.INTEGRATE_AND_FIRE
-        if not steady or neuron.batch_axis != 0 or neuron.batch_times != 1 or source is None or source.name not in own:
-            continue
-        if source.name in synapses and _fits(site, source):
-            found[neuron.name] = Joined(source, None, None)
-        elif source.op == "aten.add.Tensor" and not source.kwargs and all(isinstance(arg, Ref) for arg in source.args):
-            names = [arg.name for arg in source.args]
-            for name, other in (names, names[::-1]):
-                beside = nodes.get(other)
-                same = beside is not None and beside.batch_axis == 0 and beside.shape == source.shape
-                if same and name in own and name in synapses and name not in taken and _fits(site, nodes[name]):
-                    found[neuron.name] = Joined(nodes[name], other, source)
-                    break
-        if neuron.name in found:
-            taken.add(found[neuron.name].synapse.name)
-    return found
+        if steady and neuron.batch_axis == 0 and neuron.batch_times == 1 and source is not None and source.name in own:
+            yield site, source
+
+
+def _operands(source: Node, nodes: Mapping[str, Node], own: set[str]) -> Iterator[tuple[str, str]]:
+    """Of a sum: an operand that nothing else reads, and the other one, which has the sum's shape."""
+    if source.op != "aten.add.Tensor" or source.kwargs or not all(isinstance(arg, Ref) for arg in source.args):
+        return
+    names = [arg.name for arg in source.args]
+    for name, other in (names, names[::-1]):
+        beside = nodes.get(other)
+        if name in own and name != other and beside is not None and beside.batch_axis == 0 and beside.shape == source.shape:
+            yield name, other
 
 
 def _heard(graph: Graph, synapses: Collection[str]) -> set[str]:
@@ -193,15 +223,20 @@ def _fits(site: Site, node: Node) -> bool:
     return len(node.shape or ()) in (2, 4) and node.numel() == site.units
 
 
-def _shortened(body: tuple[Node, ...], joined: Mapping[str, Joined]) -> tuple[Node, ...]:
+def _shortened(
+    body: tuple[Node, ...], joined: Mapping[str, Joined], added: Mapping[str, tuple[Node, str, str]]
+) -> tuple[Node, ...]:
     """The body without what neurons have taken over; they read what it read."""
     gone = {node.name for found in joined.values() for node in (found.synapse, found.sum) if node is not None}
+    gone |= {total.name for total, _, _ in added.values()}
     kept = []
     for node in body:
         if node.name in joined:
             found = joined[node.name]
             more = () if found.other is None else (Ref(found.other),)
             kept.append(replace(node, args=(*found.synapse.args, *more)))
+        elif node.name in added:
+            kept.append(replace(node, args=tuple(map(Ref, added[node.name][1:]))))
         elif node.name not in gone:
             kept.append(node)
     return tuple(kept)

@@ -64,7 +64,10 @@ class _Hook:
     def __init__(self, site: Site, samples: int, axis: int, at_site: AtSite) -> None:
         self._site, self._samples, self._axis, self._at_site = site, samples, axis, at_site
 
-    def advance(self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool) -> torch.Tensor:
+    def advance(
+        self, current: torch.Tensor, steps: int, *, constant: bool, overwrite: bool, beside: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        current = current if beside is None else current + beside
         first = current.movedim(self._axis, 0)  # [steps x] rows, rest of the site's shape
         frames = first.reshape(-1 if not constant else 1, self._samples, *self._site.shape)
         emitted = self._at_site(self._site, frames.expand(steps, *frames.shape[1:]))
