@@ -7,7 +7,8 @@ of the least error is fitted to all samples. The candidates are chains of method
 
     plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias
                 (corrected once, or three times on three times the samples), and then a potential for every unit
-    bursts      MMSE, and with a bias for every channel, once or thrice (likewise for neurons that may take spikes back)
+    signed      the plain ones; MMSE with signs, and with a bias for every channel, once or thrice
+    bursts      MMSE, and with a bias for every channel, once or thrice (with signs where they are allowed)
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
 What the best is depends on the network: deep ones cut more off than shallow ones can bear. So it is tried, not assumed.
@@ -92,15 +93,28 @@ class Auto:
         if self.parallel:
             exact, sequential = Parallel(self.steps, Calibration.EXACT), Parallel(self.steps)
             return (exact,), (sequential,), (sequential, Reconstruction(self.steps))
-        thresholds, light = MMSE(steps=self.steps, cap=self.cap, signed=self.signed), LightCalibration(steps=self.steps)
-        thrice = LightCalibration(steps=self.steps, samples=_MORE, iterations=3)
-        if self.signed or self.cap > 1:
-            return (thresholds,), (thresholds, light), (thresholds, thrice)
-        potentials = [AdvancedCalibration(steps=self.steps, replace=instead) for instead in (False, True)]
-        others = (MaxNorm(),), (Percentile(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
-        biased = (thresholds, light), (thresholds, thrice), *((thresholds, light, last) for last in potentials)
-        again = AdvancedCalibration(steps=self.steps, samples=_MORE, replace=True)
-        return *others, (thresholds,), *biased, (thresholds, thrice, again)
+        fitted = _biased(MMSE(steps=self.steps, cap=self.cap, signed=self.signed), self.steps)
+        if self.cap > 1:
+            return fitted
+        return (*_plain(self.steps), *fitted) if self.signed else _plain(self.steps)
+
+
+def _biased(thresholds: Method, steps: int) -> tuple[_Parts, ...]:
+    """Thresholds alone, and with a bias for every channel, corrected once and thrice."""
+    return (
+        (thresholds,),
+        (thresholds, LightCalibration(steps=steps)),
+        (thresholds, LightCalibration(steps=steps, samples=_MORE, iterations=3)),
+    )
+
+
+def _plain(steps: int) -> tuple[_Parts, ...]:
+    """Candidates whose neurons fire once at most and take nothing back."""
+    light = LightCalibration(steps=steps)
+    others = (MaxNorm(),), (Percentile(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
+    alone, once, thrice = _biased(MMSE(steps=steps), steps)
+    potentials = [(*once, AdvancedCalibration(steps=steps, replace=instead)) for instead in (False, True)]
+    return *others, alone, once, thrice, *potentials, (*thrice, AdvancedCalibration(steps=steps, samples=_MORE, replace=True))
 
 
 def _fitted(parts: _Parts, graph: Graph, data: Batches, known: dict[_Parts, Plan]) -> Plan:
