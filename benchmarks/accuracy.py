@@ -58,6 +58,7 @@ ROWS = {
     },
     "mobilenetv1 MMSE signed cap 4": Row(MOBILE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE signed": Row(MOBILE, MMSE(signed=True), 64, 800, 200, drops=(("plain", 64, 5.0),)),
+    "mobilenetv1 MMSE(64) signed": Row(MOBILE, MMSE(steps=64, signed=True), 64, 400, 200, drops=(("plain", 64, 5.0),)),
     "squeezenet MMSE signed cap 4": Row(SQUEEZE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE(64) signed + light": Row(
         MOBILE,
