@@ -173,10 +173,9 @@ def _added(graph: Graph, plan: Plan, joined: Collection[str]) -> dict[str, tuple
     own = overwritable(graph.body, graph.outputs)
     found = {}
     for site, source in _steady(graph, plan, own):
-        for name, other in _operands(source, nodes, own):
-            if site.node not in joined and nodes[name].shape == source.shape:
-                found[site.node] = source, name, other
-                break
+        operands = [(name, other) for name, other in _operands(source, nodes, own) if nodes[name].shape == source.shape]
+        if operands and site.node not in joined:
+            found[site.node] = source, *operands[0]
     return found
 
 
@@ -198,7 +197,8 @@ def _operands(source: Node, nodes: Mapping[str, Node], own: set[str]) -> Iterato
     names = [arg.name for arg in source.args]
     for name, other in (names, names[::-1]):
         beside = nodes.get(other)
-        if name in own and name != other and beside is not None and beside.batch_axis == 0 and beside.shape == source.shape:
+        fits = beside is not None and beside.floating and beside.batch_axis == 0 and beside.shape == source.shape
+        if fits and name in own and name != other:
             yield name, other
 
 
