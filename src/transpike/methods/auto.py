@@ -7,8 +7,9 @@ of the least error is fitted to all samples. The candidates are chains of method
 
     plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias
                 (corrected once, or three times on three times the samples), and then a potential for every unit
-    signed      the plain ones; MMSE with signs, and with a bias for every channel, once or thrice
-    bursts      MMSE, and with a bias for every channel, once or thrice (with signs where they are allowed)
+    signed      the plain ones; MMSE with signs, and with a bias for every channel, once or thrice; thrice also with thresholds
+                for rounding (shift 0.5), for neurons that take spikes back end at the nearest level
+    bursts      MMSE, and with a bias for every channel, once or thrice; as for signed ones where signs are allowed
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
 What the best is depends on the network: deep ones cut more off than shallow ones can bear. So it is tried, not assumed.
@@ -93,10 +94,14 @@ class Auto:
         if self.parallel:
             exact, sequential = Parallel(self.steps, Calibration.EXACT), Parallel(self.steps)
             return (exact,), (sequential,), (sequential, Reconstruction(self.steps))
-        fitted = _biased(MMSE(steps=self.steps, cap=self.cap, signed=self.signed), self.steps)
+        thresholds = MMSE(steps=self.steps, cap=self.cap, signed=self.signed)
+        biased = _biased(thresholds, self.steps)
+        if self.signed:
+            *_, thrice = _biased(replace(thresholds, shift=0.5), self.steps)
+            biased = (*biased, thrice)
         if self.cap > 1:
-            return fitted
-        return (*_plain(self.steps), *fitted) if self.signed else _plain(self.steps)
+            return biased
+        return (*_plain(self.steps), *biased) if self.signed else _plain(self.steps)
 
 
 def _biased(thresholds: Method, steps: int) -> tuple[_Parts, ...]:
