@@ -7,9 +7,9 @@ pass. Elsewhere on the CPU it takes the residual sum alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,6 +40,14 @@ class Joined:
     synapse: Node
     other: str | None
     sum: Node | None
+
+
+class _Layer(NamedTuple):
+    """A neuron layer, what computes its current, and if that is a sum, what the neurons may take over of it."""
+
+    site: Site
+    source: Node
+    operands: list[tuple[Node, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +92,15 @@ class Program:
         Args:
             summed: nodes whose sums are neurons' to take, before their bias comes to them; do they read whole spikes?
         """
-        outputs = set(tree_refs(graph.outputs))
-        synapses, joined = {}, {}
+        outputs, own = set(tree_refs(graph.outputs)), overwritable(graph.body, graph.outputs)
+        synapses, joined, layers = {}, {}, _layers(graph, plan, own)
         if like.dtype == torch.float32 and (summed or like.device.type == "cpu"):
             if engine != "dense" and like.device.type == "cpu":
                 linear = [node for node in graph.body if node.role is Role.LINEAR and base_name(node.op) in SYNAPSES]
                 found = {node.name: Synapse.of(node, graph) for node in linear}
                 synapses = {name: synapse for name, synapse in found.items() if synapse is not None}
-            joined = _joined(graph, plan, {*synapses, *summed})
-        added = _added(graph, plan, joined) if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) else {}
+            joined = _joined(layers, {*synapses, *summed})
+        added = _added(layers, joined) if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) else {}
         body = _shortened(graph.body, joined, added)
         for_body = outputs | {name for node in body for name in node.refs()}
         averaged = {node.name for node in graph.body if node.floating} | set(graph.streamed)
@@ -108,7 +116,7 @@ class Program:
             {name: other for name, (_, _, other) in added.items()},
             {**graph.params, **plan.params},
             {site.node: site for site in graph.sites},
-            overwritable(graph.body, graph.outputs),
+            own,
             averaged,
             {node.name for node in graph.body if _works_on_sums(node, averaged)},
             {value.name: 0 for value in graph.inputs} | {n.name: n.batch_axis for n in graph.nodes if n.batch_axis is not None},
@@ -149,57 +157,56 @@ def _works_on_sums(node: Node, averaged: set[str]) -> bool:
     return base_name(node.op) in HOMOGENEOUS and node.floating and all(name in averaged for name in node.refs())
 
 
-def _joined(graph: Graph, plan: Plan, synapses: Collection[str]) -> dict[str, Joined]:
-    """Neuron layers whose current is a synapse's result, or a sum with one, that nothing else reads."""
+def _layers(graph: Graph, plan: Plan, own: set[str]) -> list[_Layer]:
+    """The integrate-and-fire layers with samples on the first axis whose current nothing else reads."""
     nodes = {node.name: node for node in graph.nodes}
-    own = overwritable(graph.body, graph.outputs)
+    found = []
+    for site in graph.sites:
+        neuron = nodes[site.node]
+        source = nodes.get(neuron.args[0].name)
+        steady = plan.sites[site.name].kind is NeuronKind.INTEGRATE_AND_FIRE
+        if steady and neuron.batch_axis == 0 and neuron.batch_times == 1 and source is not None and source.name in own:
+            found.append(_Layer(site, source, _operands(source, nodes, own)))
+    return found
+
+
+def _operands(source: Node, nodes: Mapping[str, Node], own: set[str]) -> list[tuple[Node, str]]:
+    """Of a sum: an operand that nothing else reads, and the other one, which has the sum's shape."""
+    if source.op != "aten.add.Tensor" or source.kwargs or not all(isinstance(arg, Ref) for arg in source.args):
+        return []
+    names, found = [arg.name for arg in source.args], []
+    for name, other in (names, names[::-1]):
+        beside = nodes.get(other)
+        fits = beside is not None and beside.floating and beside.batch_axis == 0 and beside.shape == source.shape
+        if fits and name in own and name != other:
+            found.append((nodes[name], other))
+    return found
+
+
+def _joined(layers: list[_Layer], synapses: Collection[str]) -> dict[str, Joined]:
+    """Neuron layers whose current is a synapse's result, or a sum with one."""
     found: dict[str, Joined] = {}
     taken: set[str] = set()
-    for site, source in _steady(graph, plan, own):
+    for site, source, operands in layers:
         if source.name in synapses and _fits(site, source):
             found[site.node] = Joined(source, None, None)
-        for name, other in _operands(source, nodes, own):
-            if name in synapses and name not in taken and _fits(site, nodes[name]):
-                found[site.node] = Joined(nodes[name], other, source)
+        for operand, other in operands:
+            if operand.name in synapses and operand.name not in taken and _fits(site, operand):
+                found[site.node] = Joined(operand, other, source)
                 break
         if site.node in found:
             taken.add(found[site.node].synapse.name)
     return found
 
 
-def _added(graph: Graph, plan: Plan, joined: Collection[str]) -> dict[str, tuple[Node, str, str]]:
-    """Other neuron layers whose current is a sum that nothing else reads: the sum, what they may overwrite, what is added to it."""
-    nodes = {node.name: node for node in graph.nodes}
-    own = overwritable(graph.body, graph.outputs)
+def _added(layers: list[_Layer], joined: Collection[str]) -> dict[str, tuple[Node, str, str]]:
+    """Other neuron layers whose current is a sum: the sum, what they may overwrite, what is added to it."""
     found = {}
-    for site, source in _steady(graph, plan, own):
-        operands = [(name, other) for name, other in _operands(source, nodes, own) if nodes[name].shape == source.shape]
-        if operands and site.node not in joined:
-            found[site.node] = source, *operands[0]
+    for site, source, operands in layers:
+        fitting = [(operand.name, other) for operand, other in operands if operand.shape == source.shape]
+        if fitting and site.node not in joined:
+            found[site.node] = source, *fitting[0]
     return found
-
-
-def _steady(graph: Graph, plan: Plan, own: set[str]) -> Iterator[tuple[Site, Node]]:
-    """Integrate-and-fire layers with samples on the first axis, and what computes their current, which nothing else reads."""
-    nodes = {node.name: node for node in graph.nodes}
-    for site in graph.sites:
-        neuron = nodes[site.node]
-        source = nodes.get(neuron.args[0].name)
-        steady = plan.sites[site.name].kind is NeuronKind.INTEGRATE_AND_FIRE
-        if steady and neuron.batch_axis == 0 and neuron.batch_times == 1 and source is not None and source.name in own:
-            yield site, source
-
-
-def _operands(source: Node, nodes: Mapping[str, Node], own: set[str]) -> Iterator[tuple[str, str]]:
-    """Of a sum: an operand that nothing else reads, and the other one, which has the sum's shape."""
-    if source.op != "aten.add.Tensor" or source.kwargs or not all(isinstance(arg, Ref) for arg in source.args):
-        return
-    names = [arg.name for arg in source.args]
-    for name, other in (names, names[::-1]):
-        beside = nodes.get(other)
-        fits = beside is not None and beside.floating and beside.batch_axis == 0 and beside.shape == source.shape
-        if fits and name in own and name != other:
-            yield name, other
 
 
 def _heard(graph: Graph, synapses: Collection[str]) -> set[str]:
