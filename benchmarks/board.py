@@ -61,12 +61,28 @@ CLOSE = (  # chains that a thousand images do not tell apart, and what Auto make
     "Auto cap 1 unsigned",
     "MMSE cap 4",
     "Auto unsigned",
+    "MMSE cap 8",
     "MMSE cap 8 signed",
     "Auto",
     "Parallel authors",
+    "Parallel + Reconstruction",
     "Auto parallel",
     "MMSE signed + LightCalibration",
     "Auto cap 1",
+)
+PHOTOS = (  # the chains that are best for some kind of neuron on fewer photos, and what Auto makes of the same neurons
+    "MMSE + LightCalibration + AdvancedCalibration (replace)",
+    "MMSE signed + LightCalibration",
+    "MMSE cap 8",
+    "MMSE cap 8 signed",
+    "MMSE cap 8 signed + LightCalibration",
+    "Parallel authors",
+    "Parallel + Reconstruction",
+    "Auto",
+    "Auto cap 1",
+    "Auto cap 1 unsigned",
+    "Auto unsigned",
+    "Auto parallel",
 )
 
 CASES = (
@@ -77,7 +93,9 @@ CASES = (
     Case("cifar10_resnet20", 10_000, 1000, 100, 128, (4, 8, 16, 32), (64, 128), CLOSE, "cifar10_resnet20, all test images"),
     Case("modelnet_pointnet", 100, 64, 16, 64),
     Case("imagenet_mobilenetv1", 200, 200, 20, 128),
+    Case("imagenet_mobilenetv1", 800, 200, 20, 128, (4, 8, 16, 32), (), PHOTOS, "imagenet_mobilenetv1, all photos"),
     Case("imagenet_squeezenet", 50, 60, 20, 64, (4, 8, 16)),
+    Case("imagenet_squeezenet", 800, 60, 20, 64, (4, 8, 16), (), PHOTOS, "imagenet_squeezenet, all photos"),
 )
 
 ANY_STEPS: dict[str, Method] = {
@@ -103,6 +121,10 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE signed + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True), LightCalibration(steps=t)),
     "MMSE signed + LightCalibration x 3": lambda t: Chain(
         MMSE(steps=t, signed=True), LightCalibration(steps=t, samples=384, iterations=3)
+    ),
+    "MMSE signed (shift 0.5)": lambda t: MMSE(steps=t, signed=True, shift=0.5),
+    "MMSE signed (shift 0.5) + LightCalibration x 3": lambda t: Chain(
+        MMSE(steps=t, signed=True, shift=0.5), LightCalibration(steps=t, samples=384, iterations=3)
     ),
     "MMSE cap 4": lambda t: MMSE(steps=t, cap=4),
     "MMSE cap 4 + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=4), LightCalibration(steps=t)),

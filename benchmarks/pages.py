@@ -167,6 +167,26 @@ def engines_table(networks: dict[str, Any]) -> list[str]:
     return lines
 
 
+GPU = """
+## On a GPU
+
+ResNet-34, 224 × 224, a batch of {batch}, {steps} steps on one {gpu} (`python -m benchmarks.gpu`): time over ({steps} x the network's own
+forward pass in that precision), and over that of SpikingJelly 2.0 (its own ResNet-34, multi-step, Triton, float32). PyTorch's own
+settings, so float32 convolutions may use TF32.
+
+| precision | to own forward | to SpikingJelly |
+|---|---:|---:|"""
+
+
+def gpu_table(found: dict[str, Any]) -> list[str]:
+    """Both ratios in both precisions."""
+    lines = [GPU.format(**found)]
+    for precision in ("float32", "bfloat16"):
+        cells = (found.get(f"{precision} to {other}") for other in ("own forward", "spikingjelly"))
+        lines.append(f"| {precision} | " + " | ".join("" if cell is None else f"{cell:.2f}" for cell in cells) + " |")
+    return lines
+
+
 def measured_page() -> str:
     """docs/measured.md: the figures behind the claims."""
     accuracy, convergence, speed, memory = (read(name) for name in ("accuracy", "convergence", "speed", "memory"))
@@ -206,6 +226,8 @@ def measured_page() -> str:
         over = ", ".join(f"{start} {row['over']:.1f} s" for start, row in startup["starts"].items())
         asked = "ResNet-34, first simulation of a process over the steady state (cold: kernels compiled, warm: from the cache)"
         lines += ["", f"{asked}: {over}."]
+    if gpu := read("gpu"):
+        lines += gpu_table(gpu)
     if memory:
         budget = f"ResNet-34, 224 × 224, batch 8, max_memory {memory['budget'] >> 20} MiB; peak resident size of the process:"
         lines += ["", "## Memory", "", budget, ""]

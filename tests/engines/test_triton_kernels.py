@@ -218,10 +218,10 @@ def test_nothing_waits_for_the_gpu_between_chunks() -> None:
     for steps in (2, 8):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")  # says itself that it is a prototype
+            torch.cuda.set_sync_debug_mode("warn")
             try:
                 transpike.simulate(net, x, steps, chunk=1)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waits.append(len([one for one in found if "synchronizing" in str(one.message)]))
+        waits.append(len([one for one in found if "called a synchronizing" in str(one.message)]))
     assert waits[0] == waits[1]

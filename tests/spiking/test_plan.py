@@ -37,6 +37,11 @@ def test_the_channel_vector_lies_along_the_channel_axis():
     assert torch.equal(expand(torch.arange(4.0), site), torch.arange(4.0).expand(5, 4))
 
 
+def test_numbers_without_axes_are_where_the_thresholds_are():
+    params = SiteParams(torch.ones(4, device="meta"), v_init=torch.tensor(0.5))
+    assert {x.device.type for x in params.tensors().values()} == {"meta"}
+
+
 def test_a_plan_that_fits_is_returned_as_it_is():
     assert _plan().validate(captured("mlp")) is _plan()
 

@@ -75,6 +75,12 @@ class SiteParams:
     amplitude: torch.Tensor | None = None
     late: bool = False
 
+    def __post_init__(self) -> None:
+        """Numbers without axes, the defaults among them, go where the thresholds are."""
+        for name in ("v_init", "current"):
+            if getattr(self, name).dim() == 0:
+                object.__setattr__(self, name, getattr(self, name).to(self.threshold.device))
+
     @property
     def worth(self) -> torch.Tensor:
         """What a spike is worth to the next layer, activation units."""
