@@ -14,9 +14,9 @@ BOARD = """# The board
 
 Top-1 (%) on pretrained networks of others, made by `make bench-accuracy` (resumable; `benchmarks/results/board.json` names
 machine, versions, commit and every setting). T is the number of steps that a conversion is made for and run for; methods that
-do not depend on it are converted once. Operations and energy are per image at the last step. Calibration times are those of the
-row's `device`, which other rows may have shared: an order of magnitude. Rows of a GPU were made there without TF32. First, for each kind of neuron, the
-best plain read-out of any chain at a number of steps, and beside it what `Auto` reaches that may use the same neurons.
+do not depend on it are converted once. Operations and energy are per image at the last step. Calibration times are those of
+the row's `device`, which other rows may have shared: an order of magnitude. First, for each kind of neuron, the best plain
+read-out of any chain at a number of steps, and beside it what `Auto` reaches that may use the same neurons.
 """
 
 PUBLISHED = """

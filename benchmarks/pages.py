@@ -170,9 +170,9 @@ def engines_table(networks: dict[str, Any]) -> list[str]:
 GPU = """
 ## On a GPU
 
-ResNet-34, 224 × 224, a batch of {batch}, {steps} steps on one {gpu} (`python -m benchmarks.gpu`): time over ({steps} x the network's own
-forward pass in that precision), and over that of SpikingJelly 2.0 (its own ResNet-34, multi-step, Triton, float32). PyTorch's own
-settings, so float32 convolutions may use TF32.
+ResNet-34, 224 × 224, a batch of {batch}, {steps} steps on one {gpu} (`python -m benchmarks.gpu`): time over ({steps} x the
+network's own forward pass in that precision), and over that of SpikingJelly 2.0 (its own ResNet-34, multi-step, Triton,
+float32). PyTorch's own settings, so float32 convolutions may use TF32.
 
 | precision | to own forward | to SpikingJelly |
 |---|---:|---:|"""
