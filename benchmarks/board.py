@@ -60,6 +60,7 @@ CLOSE = (  # chains that a thousand images do not tell apart, and what Auto make
     "MMSE + LightCalibration + AdvancedCalibration (replace)",
     "Auto cap 1 unsigned",
     "MMSE cap 4",
+    "MMSE cap 4 + LightCalibration",
     "Auto unsigned",
     "MMSE cap 8",
     "MMSE cap 8 signed",
