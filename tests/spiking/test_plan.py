@@ -38,7 +38,7 @@ def test_the_channel_vector_lies_along_the_channel_axis():
 
 
 def test_numbers_without_axes_are_where_the_thresholds_are():
-    params = SiteParams(torch.ones(4, device="meta"), v_init=torch.tensor(0.5))
+    params = SiteParams(torch.ones(4, device="meta"), v_init=torch.tensor(0.5), amplitude=torch.tensor(1.5))
     assert {x.device.type for x in params.tensors().values()} == {"meta"}
 
 

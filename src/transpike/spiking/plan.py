@@ -77,9 +77,9 @@ class SiteParams:
 
     def __post_init__(self) -> None:
         """Numbers without axes, the defaults among them, go where the thresholds are."""
-        for name in ("v_init", "current"):
-            if getattr(self, name).dim() == 0:
-                object.__setattr__(self, name, getattr(self, name).to(self.threshold.device))
+        for name, x in self.tensors().items():
+            if x.dim() == 0:
+                object.__setattr__(self, name, x.to(self.threshold.device))
 
     @property
     def worth(self) -> torch.Tensor:
