@@ -214,6 +214,10 @@ def test_nothing_waits_for_the_gpu_between_chunks() -> None:
     net = transpike.build(captured("residual"), converted("residual")[1]).cuda()
     x = batch_of("residual", 5).cuda()
     transpike.simulate(net, x, 4, chunk=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("warn")  # says once that it is a prototype and misses some synchronizing operations
+        torch.cuda.set_sync_debug_mode("default")
     waits = []
     for steps in (2, 8):
         with warnings.catch_warnings(record=True) as found:
@@ -223,5 +227,5 @@ def test_nothing_waits_for_the_gpu_between_chunks() -> None:
                 transpike.simulate(net, x, steps, chunk=1)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waits.append(len([one for one in found if "called a synchronizing" in str(one.message)]))
+        waits.append(len([one for one in found if "synchronizing" in str(one.message)]))
     assert waits[0] == waits[1]
