@@ -91,12 +91,12 @@ CASES = (
     Case("mnist_no_bias", 2000, 500, 100, 128),
     Case("nmnist_cnn", 880, 220, 110, 128),
     Case("cifar10_resnet20", 1000, 1000, 100, 128, later=(64, 128)),
-    Case("cifar10_resnet20", 10_000, 1000, 100, 128, (4, 8, 16, 32), (64, 128), CLOSE, "cifar10_resnet20, all test images"),
+    Case("cifar10_resnet20", 10_000, 1000, 100, 128, later=(64, 128), chains=CLOSE, label="cifar10_resnet20, all test images"),
     Case("modelnet_pointnet", 100, 64, 16, 64),
     Case("imagenet_mobilenetv1", 200, 200, 20, 128),
-    Case("imagenet_mobilenetv1", 800, 200, 20, 128, (4, 8, 16, 32), (), PHOTOS, "imagenet_mobilenetv1, all photos"),
+    Case("imagenet_mobilenetv1", 800, 200, 20, 128, chains=PHOTOS, label="imagenet_mobilenetv1, all photos"),
     Case("imagenet_squeezenet", 50, 60, 20, 64, (4, 8, 16)),
-    Case("imagenet_squeezenet", 800, 60, 20, 64, (4, 8, 16), (), PHOTOS, "imagenet_squeezenet, all photos"),
+    Case("imagenet_squeezenet", 800, 60, 20, 64, (4, 8, 16), chains=PHOTOS, label="imagenet_squeezenet, all photos"),
 )
 
 ANY_STEPS: dict[str, Method] = {
