@@ -64,16 +64,19 @@ CLOSE = (  # chains that a thousand images do not tell apart, and what Auto make
     "Auto unsigned",
     "MMSE cap 8",
     "MMSE cap 8 signed",
+    "MMSE cap 8 signed, shift 0",
     "Auto",
     "Parallel authors",
     "Parallel + Reconstruction",
     "Auto parallel",
     "MMSE signed + LightCalibration",
+    "MMSE signed + LightCalibration x 3",
+    "MMSE signed, shift 0 + LightCalibration",
     "Auto cap 1",
 )
 PHOTOS = (  # the chains that are best for some kind of neuron on fewer photos, and what Auto makes of the same neurons
     "MMSE + LightCalibration + AdvancedCalibration (replace)",
-    "MMSE signed + LightCalibration",
+    "MMSE signed + LightCalibration x 3",
     "MMSE cap 8",
     "MMSE cap 8 signed",
     "MMSE cap 8 signed + LightCalibration",
@@ -105,13 +108,20 @@ ANY_STEPS: dict[str, Method] = {
     "LTB": LTB(iterations=300),
 }
 
+
+
+def _thrice(steps: int) -> Method:
+    """A bias for every channel, corrected three times on three times the samples."""
+    return LightCalibration(steps=steps, samples=384, iterations=3)
+
+
 FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE": lambda t: MMSE(steps=t),
     "MaxNorm + LightCalibration": lambda t: Chain(MaxNorm(), LightCalibration(steps=t)),
     "LTB + LightCalibration": lambda t: Chain(LTB(iterations=300), LightCalibration(steps=t)),
     "LTB + AdvancedCalibration": lambda t: Chain(LTB(iterations=300), AdvancedCalibration(steps=t)),
     "MMSE + LightCalibration": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t)),
-    "MMSE + LightCalibration x 3": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t, samples=384, iterations=3)),
+    "MMSE + LightCalibration x 3": lambda t: Chain(MMSE(steps=t), _thrice(t)),
     "MMSE + AdvancedCalibration": lambda t: Chain(MMSE(steps=t), AdvancedCalibration(steps=t)),
     "MMSE + LightCalibration + AdvancedCalibration (replace)": lambda t: Chain(
         MMSE(steps=t), LightCalibration(steps=t), AdvancedCalibration(steps=t, replace=True)
@@ -120,19 +130,21 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE + OffsetSpikes": lambda t: Chain(MMSE(steps=t), OffsetSpikes()),
     "MMSE signed": lambda t: MMSE(steps=t, signed=True),
     "MMSE signed + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True), LightCalibration(steps=t)),
-    "MMSE signed + LightCalibration x 3": lambda t: Chain(
-        MMSE(steps=t, signed=True), LightCalibration(steps=t, samples=384, iterations=3)
-    ),
-    "MMSE signed (shift 0.5)": lambda t: MMSE(steps=t, signed=True, shift=0.5),
-    "MMSE signed (shift 0.5) + LightCalibration x 3": lambda t: Chain(
-        MMSE(steps=t, signed=True, shift=0.5), LightCalibration(steps=t, samples=384, iterations=3)
-    ),
+    "MMSE signed + LightCalibration x 3": lambda t: Chain(MMSE(steps=t, signed=True), _thrice(t)),
+    "MMSE signed, shift 0": lambda t: MMSE(steps=t, signed=True, shift=0),
+    "MMSE signed, shift 0 + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True, shift=0), LightCalibration(steps=t)),
+    "MMSE signed, shift 0 + LightCalibration x 3": lambda t: Chain(MMSE(steps=t, signed=True, shift=0), _thrice(t)),
     "MMSE cap 4": lambda t: MMSE(steps=t, cap=4),
     "MMSE cap 4 + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=4), LightCalibration(steps=t)),
     "MMSE cap 4 signed": lambda t: MMSE(steps=t, cap=4, signed=True),
+    "MMSE cap 4 signed, shift 0": lambda t: MMSE(steps=t, cap=4, signed=True, shift=0),
     "MMSE cap 8": lambda t: MMSE(steps=t, cap=8),
     "MMSE cap 8 signed": lambda t: MMSE(steps=t, cap=8, signed=True),
     "MMSE cap 8 signed + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=8, signed=True), LightCalibration(steps=t)),
+    "MMSE cap 8 signed, shift 0": lambda t: MMSE(steps=t, cap=8, signed=True, shift=0),
+    "MMSE cap 8 signed, shift 0 + LightCalibration": lambda t: Chain(
+        MMSE(steps=t, cap=8, signed=True, shift=0), LightCalibration(steps=t)
+    ),
     "AdaFire": lambda t: AdaFire(steps=t),
     "AdaFire + SpikeCompression": lambda t: Chain(AdaFire(steps=t), SpikeCompression(steps=t)),
     "Parallel authors": lambda t: Parallel(t, Calibration.AUTHORS),

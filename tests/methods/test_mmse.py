@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from torch import nn
 
 import transpike
+from models import calibration, captured
 from transpike.errors import PlanError
 from transpike.graph.capture import capture
 from transpike.graph.ir import Graph
+from transpike.methods import Method
+from transpike.methods.adafire import AdaFire
 from transpike.methods.mmse import MMSE
 from transpike.spiking.plan import Granularity, Plan, SiteParams
 
@@ -101,6 +105,16 @@ def test_layer_and_unit_thresholds_equal_brute_force_on_images() -> None:
     assert float(layer) == pytest.approx(brute_force(x.numpy(), 8), rel=1e-6)
     wanted = [[[brute_force(x[:, c, h, w].numpy(), 8) for w in range(3)] for h in range(3)] for c in range(2)]
     np.testing.assert_allclose(unit.numpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MMSE, partial(AdaFire, cap=2)])
+def test_signed_neurons_get_thresholds_for_rounding_unless_told_otherwise(kind: Callable[..., Method]) -> None:
+    graph, data = captured("residual"), calibration("residual")
+    for signed, shift in ((True, 0.5), (False, 0.0)):
+        of = partial(kind, steps=4, signed=signed)
+        ours, told, other = (method.fit(graph, data).tensors() for method in (of(), of(shift=shift), of(shift=0.25)))
+        assert ours.keys() == told.keys() and all(torch.equal(x, told[key]) for key, x in ours.items())
+        assert any(not torch.equal(x, other[key]) for key, x in ours.items())
 
 
 @pytest.mark.parametrize("method", [MMSE(steps=0), MMSE(shift=-0.1), MMSE(shift=1.0)])

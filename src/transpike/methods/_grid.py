@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from transpike.engines.kernels import threads_for
+from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph, Site
 from transpike.methods._observe import collapse, watch
@@ -44,6 +45,19 @@ class GridSearch:
     steps: int
     shift: float
     granularity: Granularity
+
+    @classmethod
+    def of(cls, method: Any) -> GridSearch:
+        """The search for ``method.steps``; with no ``method.shift`` signed neurons are taken to round, others to round down.
+
+        Raises:
+            PlanError: ``steps`` or ``shift`` is out of range.
+        """
+        shift = (0.5 if method.signed else 0.0) if method.shift is None else method.shift
+        if method.steps < 1 or not 0 <= shift < 1:
+            given = f"{type(method).__name__}(steps={method.steps}, shift={shift})"
+            raise PlanError(f"{given}: steps is at least 1, shift from 0 to below 1")
+        return cls(method.steps, shift, method.granularity)
 
     def best(
         self, graph: Graph, batches: Batches, largest: Mapping[str, Any], caps: Mapping[str, int | None]

@@ -84,7 +84,7 @@ class AdaFire:
     doubling: bool = True
     additive: bool = False
     refit: bool = True
-    shift: float = 0.0
+    shift: float | None = None
     granularity: Granularity = Granularity.CHANNEL
     v_init: float = 0.5
     signed: bool = False
@@ -95,13 +95,13 @@ class AdaFire:
         Raises:
             PlanError: a setting is out of range, or no choice of caps keeps to the budget.
         """
+        search = GridSearch.of(self)
         self._check()
         data = batches = Batches(graph, batches)
         probing = judging = Bench(graph, batches, self.samples, self.steps)
         if not self.additive:
             probing, judging, data = split(graph, batches, self.samples, self.held_out, self.steps, parts=4)
-        search, caps = GridSearch(self.steps, self.shift, self.granularity), self.candidates
-        largest = largest_activations(graph, data, self.granularity)
+        caps, largest = self.candidates, largest_activations(graph, data, self.granularity)
         uniform = {cap: dict.fromkeys(largest, cap) for cap in caps}
         thresholds = {cap: search.best(graph, data, largest, uniform[cap]) for cap in (caps if self.refit else caps[-1:])}
         plans = [to_plan(self, graph, thresholds.get(cap, thresholds[self.cap]), data.samples, caps=uniform[cap]) for cap in caps]
@@ -188,8 +188,6 @@ class AdaFire:
 
     def _check(self) -> None:
         """Refuse settings that make no sense, all that need no data."""
-        if self.steps < 1 or not 0 <= self.shift < 1:
-            raise PlanError(f"AdaFire(steps={self.steps}, shift={self.shift}): steps is at least 1, shift from 0 to below 1")
         check_neurons(self)
         if self.cap is None or not 1 <= self.least <= self.cap:
             raise PlanError(f"AdaFire(cap={self.cap}, least={self.least}): both are spikes in one step, 1 <= least <= cap")

@@ -7,8 +7,8 @@ of the least error is fitted to all samples. The candidates are chains of method
 
     plain       MaxNorm, alone and with a bias for every channel; Percentile; LTB with such a bias; MMSE, alone, with a bias
                 (corrected once, or three times on three times the samples), and then a potential for every unit
-    signed      the plain ones; MMSE with signs, and with a bias for every channel, once or thrice; thrice also with thresholds
-                for rounding (shift 0.5), for neurons that take spikes back end at the nearest level
+    signed      the plain ones; MMSE with signs and thresholds for rounding down (shift 0), and with a bias for every channel, once
+                or thrice; thrice also with thresholds for rounding to nearest
     bursts      MMSE, and with a bias for every channel, once or thrice; as for signed ones where signs are allowed
     parallel    with and without clipping, fitted layer by layer; and then learning, with the weights, to give the ANN back
 
@@ -94,10 +94,9 @@ class Auto:
         if self.parallel:
             exact, sequential = Parallel(self.steps, Calibration.EXACT), Parallel(self.steps)
             return (exact,), (sequential,), (sequential, Reconstruction(self.steps))
-        thresholds = MMSE(steps=self.steps, cap=self.cap, signed=self.signed)
-        biased = _biased(thresholds, self.steps)
+        biased = _biased(MMSE(steps=self.steps, shift=0, cap=self.cap, signed=self.signed), self.steps)
         if self.signed:
-            *_, thrice = _biased(replace(thresholds, shift=0.5), self.steps)
+            *_, thrice = _biased(MMSE(steps=self.steps, cap=self.cap, signed=True), self.steps)
             biased = (*biased, thrice)
         if self.cap > 1:
             return biased

@@ -9,8 +9,10 @@ falls with T. With bursts (B > 1) the grid shrinks by B: the neuron's ceiling is
 Reference: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration",
 ICML 2021, arXiv:2106.06984; with bursts Wang et al., AAAI 2025, arXiv:2412.16219.
 Departures: one error over all calibration data on one grid (two passes), not a moving average of per-batch optima;
-per channel for every layer, linear ones too; ties go to the larger V as there. `shift` is 0 there although the
-simulated neuron starts at half a threshold; 0.5 fits what is simulated.
+per channel for every layer, linear ones too; ties go to the larger V as there. `shift` is 0 there. Neurons that start
+at half a threshold and take spikes back end at the nearest level, so 0.5 is the default for signed ones. Others err by
+more than the quantiser, in proportion to the threshold, when charge comes unevenly: the lower thresholds of 0 serve
+them better.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transpike.errors import PlanError
 from transpike.graph.batches import Batches
 from transpike.graph.ir import Graph
 from transpike.methods._grid import GridSearch, largest_activations
@@ -35,7 +36,8 @@ class MMSE:
 
     Args:
         steps: the number of time steps T that the thresholds are made for.
-        shift: what the quantiser adds before rounding down, in levels: 0 as published, 0.5 rounds to nearest.
+        shift: what the quantiser adds before rounding down, in levels: 0 as published, 0.5 rounds to nearest (None: 0.5
+            for signed neurons, 0 for others).
         granularity: what shares a threshold.
         v_init: initial membrane potential as a fraction of the threshold.
         cap: most spikes B of a neuron in one step (None: no limit; the grid is that of cap 1).
@@ -43,7 +45,7 @@ class MMSE:
     """
 
     steps: int = 32
-    shift: float = 0.0
+    shift: float | None = None
     granularity: Granularity = Granularity.CHANNEL
     v_init: float = 0.5
     cap: int | None = 1
@@ -55,11 +57,10 @@ class MMSE:
         Raises:
             PlanError: ``steps``, ``shift``, ``v_init`` or ``cap`` is out of range.
         """
-        if self.steps < 1 or not 0 <= self.shift < 1:
-            raise PlanError(f"MMSE(steps={self.steps}, shift={self.shift}): steps is at least 1, shift from 0 to below 1")
+        search = GridSearch.of(self)
         check_neurons(self)
         batches = Batches(graph, batches)
         largest = largest_activations(graph, batches, self.granularity)
         caps = dict.fromkeys(largest, self.cap)
-        thresholds = GridSearch(self.steps, self.shift, self.granularity).best(graph, batches, largest, caps)
+        thresholds = search.best(graph, batches, largest, caps)
         return to_plan(self, graph, thresholds, batches.samples)
