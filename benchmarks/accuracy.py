@@ -62,7 +62,7 @@ ROWS = {
     "squeezenet MMSE signed cap 4": Row(SQUEEZE, MMSE(steps=16, cap=4, signed=True), 16, 800, 200, drops=(("plain", 16, 4.0),)),
     "mobilenetv1 MMSE(64) signed + light": Row(
         MOBILE,
-        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=64)),
+        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64)),
         64,
         400,
         200,
@@ -70,7 +70,7 @@ ROWS = {
     ),
     "squeezenet MMSE(64) signed + light": Row(
         SQUEEZE,
-        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64, samples=16)),
+        Chain(MMSE(steps=64, signed=True), LightCalibration(steps=64)),
         64,
         100,
         60,

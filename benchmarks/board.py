@@ -55,11 +55,13 @@ class Case:
 
 CLOSE = (  # chains that a thousand images do not tell apart, and what Auto makes of the same neurons
     "LTB",
+    "LTB + LightCalibration once",
     "LTB + LightCalibration",
     "LTB + AdvancedCalibration",
-    "MMSE + LightCalibration + AdvancedCalibration (replace)",
+    "MMSE + LightCalibration once + AdvancedCalibration (replace)",
     "Auto cap 1 unsigned",
     "MMSE cap 4",
+    "MMSE cap 4 + LightCalibration once",
     "MMSE cap 4 + LightCalibration",
     "Auto unsigned",
     "MMSE cap 8",
@@ -70,13 +72,12 @@ CLOSE = (  # chains that a thousand images do not tell apart, and what Auto make
     "Parallel + Reconstruction",
     "Auto parallel",
     "MMSE signed + LightCalibration",
-    "MMSE signed + LightCalibration x 3",
-    "MMSE signed, shift 0 + LightCalibration",
+    "MMSE signed, shift 0 + LightCalibration once",
     "Auto cap 1",
 )
 PHOTOS = (  # the chains that are best for some kind of neuron on fewer photos, and what Auto makes of the same neurons
-    "MMSE + LightCalibration + AdvancedCalibration (replace)",
-    "MMSE signed + LightCalibration x 3",
+    "MMSE + LightCalibration once + AdvancedCalibration (replace)",
+    "MMSE signed + LightCalibration",
     "MMSE cap 8",
     "MMSE cap 8 signed",
     "MMSE cap 8 signed + LightCalibration",
@@ -109,20 +110,24 @@ ANY_STEPS: dict[str, Method] = {
 }
 
 
-
-def _thrice(steps: int) -> Method:
-    """A bias for every channel, corrected three times on three times the samples."""
-    return LightCalibration(steps=steps, samples=384, iterations=3)
+def _once(steps: int) -> Method:
+    """One correction of every bias, on one batch, as published."""
+    return LightCalibration(steps=steps, samples=128, iterations=1)
 
 
 FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE": lambda t: MMSE(steps=t),
+    "MaxNorm + LightCalibration once": lambda t: Chain(MaxNorm(), _once(t)),
     "MaxNorm + LightCalibration": lambda t: Chain(MaxNorm(), LightCalibration(steps=t)),
+    "LTB + LightCalibration once": lambda t: Chain(LTB(iterations=300), _once(t)),
     "LTB + LightCalibration": lambda t: Chain(LTB(iterations=300), LightCalibration(steps=t)),
     "LTB + AdvancedCalibration": lambda t: Chain(LTB(iterations=300), AdvancedCalibration(steps=t)),
+    "MMSE + LightCalibration once": lambda t: Chain(MMSE(steps=t), _once(t)),
     "MMSE + LightCalibration": lambda t: Chain(MMSE(steps=t), LightCalibration(steps=t)),
-    "MMSE + LightCalibration x 3": lambda t: Chain(MMSE(steps=t), _thrice(t)),
     "MMSE + AdvancedCalibration": lambda t: Chain(MMSE(steps=t), AdvancedCalibration(steps=t)),
+    "MMSE + LightCalibration once + AdvancedCalibration (replace)": lambda t: Chain(
+        MMSE(steps=t), _once(t), AdvancedCalibration(steps=t, replace=True)
+    ),
     "MMSE + LightCalibration + AdvancedCalibration (replace)": lambda t: Chain(
         MMSE(steps=t), LightCalibration(steps=t), AdvancedCalibration(steps=t, replace=True)
     ),
@@ -130,11 +135,11 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE + OffsetSpikes": lambda t: Chain(MMSE(steps=t), OffsetSpikes()),
     "MMSE signed": lambda t: MMSE(steps=t, signed=True),
     "MMSE signed + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True), LightCalibration(steps=t)),
-    "MMSE signed + LightCalibration x 3": lambda t: Chain(MMSE(steps=t, signed=True), _thrice(t)),
     "MMSE signed, shift 0": lambda t: MMSE(steps=t, signed=True, shift=0),
+    "MMSE signed, shift 0 + LightCalibration once": lambda t: Chain(MMSE(steps=t, signed=True, shift=0), _once(t)),
     "MMSE signed, shift 0 + LightCalibration": lambda t: Chain(MMSE(steps=t, signed=True, shift=0), LightCalibration(steps=t)),
-    "MMSE signed, shift 0 + LightCalibration x 3": lambda t: Chain(MMSE(steps=t, signed=True, shift=0), _thrice(t)),
     "MMSE cap 4": lambda t: MMSE(steps=t, cap=4),
+    "MMSE cap 4 + LightCalibration once": lambda t: Chain(MMSE(steps=t, cap=4), _once(t)),
     "MMSE cap 4 + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=4), LightCalibration(steps=t)),
     "MMSE cap 4 signed": lambda t: MMSE(steps=t, cap=4, signed=True),
     "MMSE cap 4 signed, shift 0": lambda t: MMSE(steps=t, cap=4, signed=True, shift=0),
@@ -142,9 +147,7 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "MMSE cap 8 signed": lambda t: MMSE(steps=t, cap=8, signed=True),
     "MMSE cap 8 signed + LightCalibration": lambda t: Chain(MMSE(steps=t, cap=8, signed=True), LightCalibration(steps=t)),
     "MMSE cap 8 signed, shift 0": lambda t: MMSE(steps=t, cap=8, signed=True, shift=0),
-    "MMSE cap 8 signed, shift 0 + LightCalibration": lambda t: Chain(
-        MMSE(steps=t, cap=8, signed=True, shift=0), LightCalibration(steps=t)
-    ),
+    "MMSE cap 8 signed, shift 0 + LightCalibration once": lambda t: Chain(MMSE(steps=t, cap=8, signed=True, shift=0), _once(t)),
     "AdaFire": lambda t: AdaFire(steps=t),
     "AdaFire + SpikeCompression": lambda t: Chain(AdaFire(steps=t), SpikeCompression(steps=t)),
     "Parallel authors": lambda t: Parallel(t, Calibration.AUTHORS),
@@ -157,7 +160,7 @@ FOR_STEPS: dict[str, Callable[[int], Method]] = {
     "Auto unsigned": lambda t: Auto(steps=t, signed=False),
     "Auto parallel": lambda t: Auto(steps=t, cap=1, signed=False, parallel=True),
 }
-LATER = ("LTB + LightCalibration", "LTB + AdvancedCalibration")
+LATER = ("LTB + LightCalibration once", "LTB + LightCalibration", "LTB + AdvancedCalibration")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def test_the_trickled_form_is_the_papers_neuron(name: str) -> None:
         for site, p in plan.sites.items()
     }
     wanted = published(model, Plan(begin), x)
-    found = LightCalibration(steps=STEPS, samples=8, shift=Shift.TRICKLED).fit(graph, [x], plan)
+    found = LightCalibration(steps=STEPS, samples=8, iterations=1, shift=Shift.TRICKLED).fit(graph, [x], plan)
     for site, params in wanted.items():
         assert not bool(found.sites[site].v_init.any())
         torch.testing.assert_close(found.sites[site].current, params.current, rtol=0, atol=1e-12)
@@ -186,7 +186,7 @@ def test_the_anns_clip_is_part_of_the_reference() -> None:
 def test_the_correction_has_the_shape_of_the_granularity_and_adds_to_what_is_there(granularity: Granularity) -> None:
     x = eighths(8, 3, 4, low=-4, high=12)
     graph, base = rectifier(3, 4), torch.tensor([0.25, 0.0, -0.25])
-    plan = LightCalibration(steps=4, granularity=granularity).fit(graph, [x], single(torch.ones(3), current=base))
+    plan = LightCalibration(steps=4, iterations=1, granularity=granularity).fit(graph, [x], single(torch.ones(3), current=base))
     z = x + base[:, None]
     r = torch.stack([((t + 1) * z.clamp(0, 1)).floor() - (t * z.clamp(0, 1)).floor() for t in range(4)]).mean(0)
     axes = {Granularity.LAYER: (0, 1, 2), Granularity.CHANNEL: (0, 2), Granularity.UNIT: (0,)}[granularity]
@@ -199,7 +199,7 @@ def test_groups_of_samples_average_their_corrections(monkeypatch: pytest.MonkeyP
     """Group k corrects what is left with weight 1/k, so that a single site's correction follows the closed recursion."""
     x = torch.cat([torch.full((2, 1), 0.625), torch.full((2, 1), 0.375), torch.full((2, 1), 0.875)])
     monkeypatch.setattr(_calibration, "_GROUP_BYTES", 2 * 4 * 4)  # two samples of one unit at 4 steps
-    found = only(LightCalibration(steps=4).fit(rectifier(1), [x], single(torch.ones(1)))).current
+    found = only(LightCalibration(steps=4, iterations=1).fit(rectifier(1), [x], single(torch.ones(1)))).current
     current = 0.0
     for k, z in enumerate((0.625, 0.375, 0.875), 1):
         current += (z - int(4 * (z + current) + 1e-6) / 4) / k
@@ -307,7 +307,7 @@ def test_no_data_is_a_data_error() -> None:
 
 def test_dead_and_saturated_channels_get_finite_corrections_bounded_by_their_gap() -> None:
     x = torch.tensor([[-3.0, 5.0]]).repeat(4, 1)
-    plan = LightCalibration(steps=4).fit(rectifier(2), [x], single(torch.ones(2), 0.5))
+    plan = LightCalibration(steps=4, iterations=1).fit(rectifier(2), [x], single(torch.ones(2), 0.5))
     assert only(plan).current.tolist() == [0.0, 4.0]
     assert respond(rectifier(2).sites[0], only(plan), x.expand(4, 4, 2)).spikes.tolist() == [[0.0, 4.0]] * 4
 

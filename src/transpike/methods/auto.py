@@ -46,7 +46,7 @@ __all__ = ["Auto"]
 _Parts = tuple[Method, ...]
 _BALANCING = 300  # iterations: at few steps more bring nothing
 _ALIKE = 1.02  # times the least error: on so few samples it is as good
-_MORE = 384  # samples of calibrations that correct three times
+_FEW, _MORE = 128, 384  # samples of calibrations that correct once, three times
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,13 @@ class Auto:
 
 def _biased(thresholds: Method, steps: int) -> tuple[_Parts, ...]:
     """Thresholds alone, and with a bias for every channel, corrected once and thrice."""
-    return (
-        (thresholds,),
-        (thresholds, LightCalibration(steps=steps)),
-        (thresholds, LightCalibration(steps=steps, samples=_MORE, iterations=3)),
-    )
+    once, thrice = (LightCalibration(steps=steps, samples=n, iterations=k) for n, k in ((_FEW, 1), (_MORE, 3)))
+    return (thresholds,), (thresholds, once), (thresholds, thrice)
 
 
 def _plain(steps: int) -> tuple[_Parts, ...]:
     """Candidates whose neurons fire once at most and take nothing back."""
-    light = LightCalibration(steps=steps)
+    light = LightCalibration(steps=steps, samples=_FEW, iterations=1)
     others = (MaxNorm(),), (Percentile(),), (MaxNorm(), light), (LTB(iterations=_BALANCING), light)
     alone, once, thrice = _biased(MMSE(steps=steps), steps)
     potentials = [(*once, AdvancedCalibration(steps=steps, replace=instead)) for instead in (False, True)]
