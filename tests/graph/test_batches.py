@@ -79,6 +79,7 @@ def test_forever_goes_round():
         (torch.zeros(0, 6), "empty batch"),
         (torch.full((2, 6), float("nan")), "NaN or infinite"),
         (torch.full((2, 6), float("inf")), "NaN or infinite"),
+        (torch.zeros(2, 6, dtype=torch.uint8), "input 0 is uint8: scale it"),
     ],
 )
 def test_an_input_that_does_not_fit_is_named(x, message):
