@@ -3,12 +3,14 @@
 The logits of every step of all 10,000 test images and of 2,000 training images are computed once and kept in .cache.
 Candidates are made from training images, thresholds are chosen on 2,000 test images and measured on the first 2,000.
 
-python -m benchmarks.early_exit
+python -m benchmarks.early_exit [if] [signed]
 """
 
 from __future__ import annotations
 
 import math
+import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, cifar10_ready, pairs, record, zoo
+from benchmarks.common import ROOT, cifar10_ready, pairs, read, record, zoo
 from transpike import SpikingNetwork, convert, simulate
 from transpike.measure.early_exit import Certainty, ExitPolicy, ReadOut, Statistic, Trace
 from transpike.measure.exit_report import evaluate_exit
@@ -53,7 +55,7 @@ def network(conversion: Conversion) -> SpikingNetwork:
 
 def trace(key: str, part: str) -> Trace:
     """All test images, or training images that the conversion did not see, simulated once."""
-    path = FOLDER / f"{key}_{part}.npz"
+    path = FOLDER / f"{key}_{part}_{zlib.crc32(repr(CONVERSIONS[key]).encode()):08x}.npz"  # another conversion, another file
     if not path.exists():
         module = zoo()
         assert module is not None
@@ -209,12 +211,13 @@ def splits(key: str, family: Family) -> dict[str, Any]:
     return results
 
 
-def main() -> None:
+def main(keys: list[str]) -> None:
     if zoo() is None or not cifar10_ready():
         print("skipped: there is no zoo beside the project")
         return
-    results: dict[str, Any] = {"loss": LOSS, "confidence": CONFIDENCE, "splits": SPLITS, "calibration": CALIBRATION}
-    for key, conversion in CONVERSIONS.items():
+    results: dict[str, Any] = {**read("early_exit"), "loss": LOSS, "confidence": CONFIDENCE, "splits": SPLITS, "calibration": CALIBRATION}
+    for key in keys or CONVERSIONS:
+        conversion = CONVERSIONS[key]
         rows = offline(key)
         for row in rows:
             print(key, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
@@ -239,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
