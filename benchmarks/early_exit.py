@@ -215,7 +215,13 @@ def main(keys: list[str]) -> None:
     if zoo() is None or not cifar10_ready():
         print("skipped: there is no zoo beside the project")
         return
-    results: dict[str, Any] = {**read("early_exit"), "loss": LOSS, "confidence": CONFIDENCE, "splits": SPLITS, "calibration": CALIBRATION}
+    results: dict[str, Any] = {
+        **read("early_exit"),
+        "loss": LOSS,
+        "confidence": CONFIDENCE,
+        "splits": SPLITS,
+        "calibration": CALIBRATION,
+    }
     for key in keys or CONVERSIONS:
         conversion = CONVERSIONS[key]
         rows = offline(key)

@@ -140,7 +140,9 @@ def checked_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.T
             raise DataError(f"input {value.key} has {len(x)} samples, input {graph.inputs[0].key} has {len(inputs[0])}")
         if not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
-            raise DataError(f"input {value.key} is {kind}: scale it to what the network was trained on, and give it as {value.dtype}")
+            raise DataError(
+                f"input {value.key} is {kind}: scale it to what the network was trained on, and give it as {value.dtype}"
+            )
         x = x.detach().to(device, value.dtype)
         if not bool(torch.isfinite(x).all()):
             raise DataError(f"input {value.key} has NaN or infinite values: clean the data first")
