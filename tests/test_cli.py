@@ -112,6 +112,11 @@ def test_settings_reach_the_method_with_their_types(capsys, tmp_path: Path) -> N
     assert (settings["steps"], settings["cap"], settings["signed"], settings["granularity"]) == (8, 4, True, "layer")
 
 
+def test_who_names_no_method_gets_the_best_of_several(capsys, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "convert", SPIKING, "--data", "digits", "--limit", "50", "-o", str(tmp_path / "x.spike"), "--json")
+    assert code == 0 and json.loads(out)["method"] == "Auto" and len(json.loads(out)["tried"]) > 2
+
+
 def test_energy_needs_no_labels_and_prints_both_constant_sets(converted: Path, capsys) -> None:
     code, out, _ = run(capsys, "energy", str(converted), "--data", "digits", "--limit", "20", "--steps", "4")
     assert code == 0
@@ -156,8 +161,12 @@ def test_methods_lists_every_method_with_its_settings(capsys) -> None:
         (["inspect", SPIKING, "--input", "banana"], 2, "is no shape"),
         (["inspect", SPIKING, "--weights", "nowhere.pt", "--input", "1x8x8"], 1, "no weights file"),
         (["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--method", "ltbb"], 2, "did you mean 'LTB'"),
-        (["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--set", "iterations=many"], 2, "not 'many'"),
-        (["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--set", "iteration=3"], 2, "did you mean 'iterations'"),
+        (["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--set", "steps=many"], 2, "not 'many'"),
+        (
+            ["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--method", "ltb", "--set", "iteration=3"],
+            2,
+            "did you mean 'iterations'",
+        ),
         (["convert", SPIKING, "--data", "digits", "-o", "x.spike", "--set", "cap"], 2, "not key=value"),
         (["convert", SPIKING, "--data", "nonsense", "-o", "x.spike"], 2, "names no data"),
         (["convert", SPIKING, "--data", "npz:nowhere.npz", "-o", "x.spike"], 1, "no file nowhere.npz"),
@@ -258,7 +267,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "x.spike"
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # shells deafen what runs behind them
     code = f"{heard}; import transpike.methods.ltb, transpike.cli as c; print('ready', flush=True); c.run()"
-    arguments = ["convert", SPIKING, "--data", "digits", "--set", "iterations=100000000", "-o", str(path)]
+    arguments = ["convert", SPIKING, "--data", "digits", "--method", "ltb", "--set", "iterations=100000000", "-o", str(path)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )

@@ -14,6 +14,7 @@ from models import calibration, captured, converted, make, tensors, vectors
 from transpike.errors import CaptureError, DataError, PlanError
 from transpike.graph.capture import Pooling
 from transpike.graph.ir import Role
+from transpike.methods.auto import Auto
 from transpike.methods.chain import Chain
 from transpike.methods.max_norm import MaxNorm
 from transpike.methods.parallel import Calibration, Parallel
@@ -94,6 +95,15 @@ def test_nan_in_a_later_batch_is_refused(captured_once):
 def test_a_model_that_is_no_module_is_refused():
     with pytest.raises(CaptureError, match=r"not a torch\.nn\.Module"):
         transpike.convert("resnet18", MaxNorm(), [X])  # type: ignore[arg-type]
+
+
+def test_who_names_no_method_gets_the_best_of_several() -> None:
+    x = torch.cat(calibration("mlp"))
+    nets = [transpike.convert(make("mlp"), batches=[x]), transpike.convert(make("mlp"), Auto(), [x])]
+    plans = [net.plan for net in nets] + [transpike.calibrate(nets[0].graph, batches=[x])]
+    assert all(plan.metadata["chosen"] == plans[0].metadata["chosen"] for plan in plans)
+    with pytest.raises(DataError, match="iterable of batches"):
+        transpike.convert(make("mlp"))
 
 
 @pytest.mark.parametrize(

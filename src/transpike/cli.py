@@ -138,7 +138,7 @@ def convert(
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="the .spike file to write")],
-    method: Annotated[str, typer.Option(help="a name of `transpike methods`, or A+B for one after the other")] = "LTB",
+    method: Annotated[str, typer.Option(help="a name of `transpike methods`, or A+B for one after the other")] = "Auto",
     settings: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, as iterations=500")] = None,
     weights: Weights = None,
     task: TaskName = "classification",

@@ -17,7 +17,7 @@ from transpike.graph.batches import example_of, peek
 from transpike.graph.capture import Pooling, capture
 from transpike.graph.ir import Graph, Role
 from transpike.graph.passes import folded, spike_gates
-from transpike.methods import Method
+from transpike.methods import Method, available
 from transpike.network import SpikingNetwork
 from transpike.spiking.plan import NeuronKind, Plan
 
@@ -26,8 +26,8 @@ __all__ = ["build", "calibrate", "convert"]
 
 def convert(
     model: nn.Module,
-    method: Method,
-    batches: Any,
+    method: Method | None = None,
+    batches: Any = None,
     *,
     pooling: Pooling = Pooling.RATE,
     require_spiking: bool = False,
@@ -36,7 +36,8 @@ def convert(
 
     Args:
         model: any network in eval mode; left as it is.
-        method: how thresholds are chosen, for example ``LTB()``; see `transpike.methods`.
+        method: how thresholds are chosen, for example ``LTB()``; see `transpike.methods`. None: the best of several for 32 steps,
+            where neurons may send bursts and take spikes back, ``Auto()``.
         batches: calibration data: any iterable of tensors or of pairs (input, target); targets are not used.
         pooling: where max pooling stands, see `Pooling`.
         require_spiking: refuse a network with analog operations instead of running them as such.
@@ -49,7 +50,7 @@ def convert(
         DataError: the data is empty, of the wrong shape or not finite.
         PlanError: the method's settings make no sense, or analog operations are refused.
     """
-    _check_method(method)
+    method = _checked(method)
     first, batches = peek(batches)
     graph = capture(model, example_of(model, first), pooling=pooling)
     if require_spiking:
@@ -57,10 +58,9 @@ def convert(
     return build(graph, method.fit(graph, batches), require_spiking=require_spiking)
 
 
-def calibrate(graph: Graph, method: Method, batches: Any) -> Plan:
-    """Let ``method`` choose the numbers for ``graph`` on calibration data."""
-    _check_method(method)
-    return method.fit(graph, batches)
+def calibrate(graph: Graph, method: Method | None = None, batches: Any = None) -> Plan:
+    """Let ``method``, by default ``Auto()``, choose the numbers for ``graph`` on calibration data."""
+    return _checked(method).fit(graph, batches)
 
 
 def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> SpikingNetwork:
@@ -80,11 +80,16 @@ def build(graph: Graph, plan: Plan, *, require_spiking: bool = False) -> Spiking
     return net
 
 
-def _check_method(method: Method) -> None:
+def _checked(method: Method | None) -> Method:
+    """The method, `Auto` where none is named."""
+    if method is None:
+        return available()["Auto"]()  # by its name: it knows all the others, and who names a method need not wait for them
     if not callable(getattr(method, "fit", None)):
-        raise PlanError(f"{method!r} is not a method: give an instance such as LTB(), not {type(method).__name__}")
+        given = f"{method!r}, a {type(method).__name__},"
+        raise PlanError(f"{given} is not a method: give an instance such as LTB(), or none, convert(model, batches=...)")
     if isinstance(method, type):
         raise PlanError(f"{method.__name__} is a class: give an instance, {method.__name__}()")
+    return method
 
 
 def _refuse_analog(graph: Graph, *, gates: bool = True) -> None:
